@@ -1,0 +1,59 @@
+"""What a release is made of: the tables' geometry, as the bundle's `manifest.json` states it.
+
+A bundle's manifest has more keys (features, graph variants, …); this package reads only these.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Codec = Literal["fp32", "fp16"]
+
+
+class TableInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One table of dense row ids 0 … rows-1, cut in pages of `page_rows` rows (the last may be shorter).
+
+    `tables/NAME.pages` is the pages one after another without header or padding, so that row i starts at
+    byte `i * row_bytes`; `tables/NAME.hot` holds little-endian int64 ids, most frequent first.
+    """
+
+    name: str
+    rows: Annotated[int, msgspec.Meta(ge=1)]
+    dim: Annotated[int, msgspec.Meta(ge=1)]
+    codec: Codec
+    row_bytes: Annotated[int, msgspec.Meta(ge=1)]
+    page_rows: Annotated[int, msgspec.Meta(ge=1)]
+    sha256: str  # of the .pages file
+    hot_ids: int = 0  # how many ids the .hot file holds
+    default_row: bytes = b""  # encoded, row_bytes long; empty means zeros
+
+    @property
+    def pages(self) -> int:
+        return -(-self.rows // self.page_rows)
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.row_bytes
+
+
+class ReleaseManifest(msgspec.Struct, frozen=True):
+    """The part of a bundle's manifest that a store keeps. Unknown keys are ignored on purpose: see above."""
+
+    model: str
+    version: str
+    created: str  # UTC, ISO 8601
+    tables: tuple[TableInfo, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{self.version}"
+
+    def table(self, name: str) -> TableInfo:
+        for table in self.tables:
+            if table.name == name:
+                return table
+        from embedding_store.errors import UnknownTable
+
+        raise UnknownTable(f"release {self.name} has no table {name!r}; it has: {', '.join(t.name for t in self.tables)}")

@@ -1,0 +1,105 @@
+"""The bundle: a directory with a manifest, ONNX variants of one dense graph, table pages and golden requests.
+
+    manifest.json      this file's `Manifest`
+    model.onnx, …      one file per variant
+    tables/NAME.pages  encoded rows (layout: embedding_store/release.py); tables/NAME.hot  the most frequent ids
+    golden.jsonl       one `Golden` a line: a raw request and the scores the trainer gave it
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from embedding_store.release import TableInfo
+from torchrank.features.schema import FeatureSchema
+from torchrank.features.spec import FeatureSpec
+
+SCHEMA_VERSION = 1
+
+
+class InvalidBundle(ValueError):
+    """A directory that is not a bundle, or one whose files do not fit its manifest."""
+
+
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One precision of the dense graph, with what was measured when it was written."""
+
+    name: str  # "fp32", "fp16"
+    file: str
+    sha256: str
+    bytes: int
+    max_abs_diff: float  # largest |score - trainer's score| over the golden rows
+    tolerance: float  # the gate it passed
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    schema_version: int = SCHEMA_VERSION
+    torchrank_version: str
+    model: str
+    version: str
+    created: str  # UTC, ISO 8601
+    opset: int
+    features: FeatureSpec
+    schema: FeatureSchema  # the graph's inputs and their columns; one output per task: probabilities float32 [N]
+    tables: tuple[TableInfo, ...]
+    variants: tuple[Variant, ...]
+    golden_rows: int
+    config_sha256: str  # of the run's resolved config
+    data_sha256: str  # of the names and sizes of the training files
+
+    @property
+    def release(self) -> str:
+        return f"{self.model}@{self.version}"
+
+    def variant(self, name: str) -> Variant:
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise InvalidBundle(
+            f"bundle {self.release} has no variant {name!r}; it has: {', '.join(v.name for v in self.variants)}"
+        )
+
+
+class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A raw request as a service client would send it, and the trainer's own scores: task -> [n candidates]."""
+
+    user: dict[str, Any]
+    context: dict[str, Any]
+    candidates: list[dict[str, Any]]
+    scores: dict[str, list[float]]
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises InvalidBundle where `folder` is not a bundle that this version reads."""
+    path = folder / "manifest.json"
+    try:
+        content = path.read_bytes()
+        version = msgspec.json.decode(content, type=dict[str, Any]).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InvalidBundle(f"{path}: schema_version is {version!r}; this torchrank reads {SCHEMA_VERSION}")
+        return msgspec.json.decode(content, type=Manifest)
+    except OSError as error:
+        raise InvalidBundle(f"{folder} is not a bundle: {error.strerror}: {path.name}") from error
+    except msgspec.DecodeError as error:
+        raise InvalidBundle(f"{path}: {error}") from error
+
+
+def read_golden(folder: Path) -> Iterator[Golden]:
+    decoder = msgspec.json.Decoder(Golden)
+    with (folder / "golden.jsonl").open("rb") as lines:
+        for line in lines:
+            yield decoder.decode(line)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
