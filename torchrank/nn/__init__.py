@@ -1,0 +1,8 @@
+"""Layers that several models use. A layer that one model alone uses lives in that model's file."""
+
+from torchrank.nn.attention import TargetAttention
+from torchrank.nn.feature_input import FeatureInput
+from torchrank.nn.inputs import ModelInputs
+from torchrank.nn.mlp import MLP
+
+__all__ = ["MLP", "FeatureInput", "ModelInputs", "TargetAttention"]
