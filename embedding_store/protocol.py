@@ -17,13 +17,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_store.errors import ProtocolError
-from embedding_store.lookup import UNAVAILABLE, LookupReply, TableRows
+from embedding_store.errors import ProtocolError, StoreError, StoreUnavailable, UnknownRelease, UnknownTable
+from embedding_store.lookup import UNAVAILABLE, LookupReply
 
 REQUEST_MAGIC = b"TRQ1"
 REPLY_MAGIC = b"TRR1"
 MAX_TABLES = 0xFFFF
 MAX_TIMEOUT_MS = 0xFFFFFFFF
+
+# First word of an error reply, and what it means on both sides. Other errors of the store travel as ERR.
+ERROR_CODES: dict[str, type[StoreError]] = {
+    "PROTOCOL": ProtocolError,
+    "UNKNOWNRELEASE": UnknownRelease,
+    "UNKNOWNTABLE": UnknownTable,
+    "UNAVAILABLE": StoreUnavailable,
+}
 
 _HEADER = struct.Struct("<4sHHII")  # magic, tables, bytes of the release's name, timeout in ms (reply: 0), 0
 _REQUEST_ENTRY = struct.Struct("<IHH")  # ids, bytes of the table's name, 0
@@ -45,6 +53,10 @@ class LookupRequest:
 def padded(length: int) -> int:
     """`length` rounded up to a multiple of 8."""
     return (length + 7) & ~7
+
+
+def error_code(error: StoreError) -> str:
+    return next((code for code, kind in ERROR_CODES.items() if isinstance(error, kind)), "ERR")
 
 
 def request_head(release: str, counts: Mapping[str, int], timeout: float | None = None) -> bytes:
@@ -85,7 +97,9 @@ def decode_request(frame: bytearray) -> LookupRequest:
     total = sum(entry[0] for entry in entries)
     expected = padded(text_end) + 8 * total
     if len(frame) != expected:
-        raise ProtocolError(f"request of {len(frame)} bytes; its directory of {tables} tables and {total} ids makes {expected}")
+        raise ProtocolError(
+            f"request of {len(frame)} bytes; its directory of {tables} tables and {total} ids makes {expected}"
+        )
     if any(frame[text_end : padded(text_end)]):
         raise ProtocolError("request has other bytes than zero between its names and its ids")
     release = _text(frame, directory_end, release_bytes)
@@ -164,12 +178,14 @@ def decode_reply(
     head = payload[:position].tobytes()
     tables, release_bytes, zero = _read_header(head, REPLY_MAGIC, "reply")
     if tables != len(shapes) or release_bytes != len(name) or zero:
-        raise ProtocolError(f"reply has {tables} tables of a release of {release_bytes} bytes; asked: {len(shapes)} of {release}")
+        raise ProtocolError(
+            f"reply has {tables} tables of a release of {release_bytes} bytes; asked: {len(shapes)} of {release}"
+        )
     found = list(_REPLY_ENTRY.iter_unpack(head[_HEADER.size : _HEADER.size + tables * _ENTRY_BYTES]))
     if found != list(shapes.values()):
         raise ProtocolError(f"reply's rows and row sizes are {found[:20]}; asked: {list(shapes.values())[:20]}")
     if head[_HEADER.size + tables * _ENTRY_BYTES :] != name.ljust(padded(len(name)), b"\0"):
-        raise ProtocolError(f"reply comes from another release than {release}: {head[-padded(len(name)):]!r}")
+        raise ProtocolError(f"reply comes from another release than {release}: {head[-padded(len(name)) :]!r}")
     status = status_of(payload, sum(count for count, _ in found))
     if len(status) and status.max() > UNAVAILABLE:
         raise ProtocolError(f"reply has a row of status {status.max()}; known are 0, 1 and 2")
@@ -199,4 +215,6 @@ def _text(frame: bytearray, start: int, length: int) -> str:
     try:
         return frame[start : start + length].decode()
     except UnicodeDecodeError as error:
-        raise ProtocolError(f"request has a name that is not UTF-8: {bytes(frame[start : start + length])!r}") from error
+        raise ProtocolError(
+            f"request has a name that is not UTF-8: {bytes(frame[start : start + length])!r}"
+        ) from error

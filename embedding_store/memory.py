@@ -1,0 +1,96 @@
+"""A store that holds whole tables in memory: for tests, for trying things out, and for models that are that small."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_store.errors import InvalidRelease, UnknownRelease
+from embedding_store.lookup import ABSENT, FOUND, LookupReply, TableRows
+from embedding_store.release import ReleaseManifest
+from embedding_store.served import ReleaseEntry, ServedLookup, StoreStats
+
+
+class _Release(NamedTuple):
+    manifest: ReleaseManifest
+    tables: dict[str, NDArray[np.uint8]]  # [rows + 1, row_bytes]: the last is the default row
+
+
+class MemoryStore(ServedLookup):
+    """Thread-safe as long as `add` is not called beside look-ups."""
+
+    def __init__(self) -> None:
+        self._releases: dict[str, _Release] = {}
+        self._active: dict[str, str] = {}
+
+    def add(self, manifest: ReleaseManifest, tables: Mapping[str, NDArray[np.uint8]], *, activate: bool = True) -> None:
+        """tables: encoded rows uint8 [rows, row_bytes]. Raises InvalidRelease where they do not fit the manifest."""
+        padded = {}
+        for info in manifest.tables:
+            rows = tables[info.name]
+            if rows.shape != (info.rows, info.row_bytes) or rows.dtype != np.uint8:
+                raise InvalidRelease(
+                    f"table {info.name!r} is {rows.dtype} {rows.shape}; "
+                    f"its manifest says uint8 {(info.rows, info.row_bytes)}"
+                )
+            default = np.frombuffer(info.default_row or bytes(info.row_bytes), np.uint8)
+            padded[info.name] = np.concatenate((rows, default[None]))
+        self._releases[manifest.name] = _Release(manifest, padded)
+        if activate:
+            self._active[manifest.model] = manifest.name
+
+    def manifest(self, release: str | None = None, *, model: str | None = None) -> ReleaseManifest:
+        if release is None:
+            release = self._active_release(model)
+        return self._release(release).manifest
+
+    def lookup(
+        self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
+    ) -> LookupReply:
+        """`timeout` has no effect: nothing here waits."""
+        return self.lookup_resident(release, ids)
+
+    def lookup_resident(self, release: str, ids: Mapping[str, NDArray[np.int64]]) -> LookupReply:
+        found = self._release(release)
+        answer = {}
+        for name, wanted in ids.items():
+            rows = found.manifest.table(name).rows
+            known = (wanted >= 0) & (wanted < rows)
+            status = np.where(known, FOUND, ABSENT).astype(np.uint8)
+            answer[name] = TableRows(
+                found.tables[name][np.where(known, wanted, rows)], status, np.arange(len(wanted), dtype=np.int64)
+            )
+        return LookupReply(release, answer)
+
+    def releases(self) -> Sequence[ReleaseEntry]:
+        entries = []
+        for name, (manifest, _) in sorted(self._releases.items()):
+            active = self._active.get(manifest.model) == name
+            entries.append(ReleaseEntry(name, manifest.model, manifest.version, manifest.created, active))
+        return entries
+
+    def warm(self, release: str) -> int:
+        """Everything is warm: the rows of all tables."""
+        return sum(table.rows for table in self._release(release).manifest.tables)
+
+    def stats(self) -> StoreStats:
+        held = sum(rows.nbytes for found in self._releases.values() for rows in found.tables.values())
+        return StoreStats(hits=0, misses=0, cache_bytes=held, cache_capacity_bytes=held)
+
+    def close(self) -> None:
+        self._releases.clear()
+        self._active.clear()
+
+    def _release(self, name: str) -> _Release:
+        if name not in self._releases:
+            raise UnknownRelease(f"no release {name!r} in memory; it has: {', '.join(self._releases) or 'none'}")
+        return self._releases[name]
+
+    def _active_release(self, model: str | None) -> str:
+        active = [self._active[model]] if model in self._active else [] if model else sorted(self._active.values())
+        if len(active) != 1:
+            raise UnknownRelease(f"{len(active)} active releases of {model or 'any model'} in memory; name one")
+        return active[0]
