@@ -5,6 +5,7 @@ A bundle's manifest has more keys (features, graph variants, …); this package 
 
 from __future__ import annotations
 
+import builtins  # TableInfo has a property named bytes
 from typing import Annotated, Literal
 
 import msgspec
@@ -27,7 +28,7 @@ class TableInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     page_rows: Annotated[int, msgspec.Meta(ge=1)]
     sha256: str  # of the .pages file
     hot_ids: int = 0  # how many ids the .hot file holds
-    default_row: bytes = b""  # encoded, row_bytes long; empty means zeros
+    default_row: builtins.bytes = b""  # encoded, row_bytes long; empty means zeros
 
     @property
     def pages(self) -> int:
@@ -56,4 +57,5 @@ class ReleaseManifest(msgspec.Struct, frozen=True):
                 return table
         from embedding_store.errors import UnknownTable
 
-        raise UnknownTable(f"release {self.name} has no table {name!r}; it has: {', '.join(t.name for t in self.tables)}")
+        names = ", ".join(table.name for table in self.tables)
+        raise UnknownTable(f"release {self.name} has no table {name!r}; it has: {names}")

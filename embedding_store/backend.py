@@ -1,0 +1,145 @@
+"""The seam between the store and whatever keeps the pages: files, Redis, or another one to come.
+
+Reading is `fetch`; writing is a `ReleaseWriter`, which makes a namespace that nobody reads before `commit`; what is
+served is decided by one pointer per model, changed by compare-and-set. What to do in which order is in `publish.py`
+and `releases.py`, once for all backends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_store.release import ReleaseManifest, TableInfo
+
+# Releases a model was served from, oldest first; the last one is active. Rollback drops the last.
+History = tuple[str, ...]
+# Per table: encoded rows uint8 [n, row_bytes] (undefined where absent) and found bool [n], in the order of the ids.
+Fetched = dict[str, tuple[NDArray[np.uint8], NDArray[np.bool_]]]
+
+
+def namespace(manifest: ReleaseManifest) -> str:
+    """Where a release's pages lie: named by content, so that publishing again goes on in the same place, and two
+    publishers with different content under one name never write over each other."""
+    return hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()[:16]
+
+
+class Unfinished(msgspec.Struct, frozen=True):
+    """A publication that has not committed: still under way, or its publisher died."""
+
+    release: str
+    namespace: str
+
+
+class ReleaseWriter(ABC):
+    """Writes one release into a namespace of its own. Every call may be repeated: the bytes are the same."""
+
+    @abstractmethod
+    def write(self, table: TableInfo, first_page: int, data: memoryview) -> None:
+        """Whole pages, beginning with `first_page`; the table's last page may be shorter."""
+
+    @abstractmethod
+    def read(self, table: TableInfo, first_page: int, pages: int) -> bytes:
+        """The pages as the store has them, one after another; shorter where the store has lost something."""
+
+    @abstractmethod
+    def write_hot(self, table: TableInfo, ids: bytes) -> None: ...
+
+    @abstractmethod
+    def read_hot(self, table: TableInfo) -> bytes: ...
+
+    @abstractmethod
+    def mark_verified(self, table: TableInfo) -> None:
+        """Makes the table durable and remembers that it needs no second writing."""
+
+    @abstractmethod
+    def verified(self) -> frozenset[str]:
+        """Names of the tables that an earlier, interrupted publication of this content finished."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Makes the release visible, all at once. Raises ReleaseConflict where the name has other content."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Backend(ABC):
+    """Thread-safe. Every method raises StoreUnavailable, naming the address, where the store cannot be reached."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """For messages: never holds a password."""
+
+    @abstractmethod
+    def releases(self) -> dict[str, ReleaseManifest]:
+        """All complete releases by name."""
+
+    @abstractmethod
+    def unfinished(self) -> list[Unfinished]: ...
+
+    @abstractmethod
+    def manifest(self, release: str) -> ReleaseManifest:
+        """Raises UnknownRelease; an unfinished release is unknown."""
+
+    @abstractmethod
+    def histories(self) -> dict[str, History]:
+        """By model, of the models that were ever activated."""
+
+    @abstractmethod
+    def history(self, model: str) -> History:
+        """Empty where nothing was ever activated."""
+
+    @abstractmethod
+    def set_history(self, model: str, expected: History, history: History) -> None:
+        """Compare-and-set. Raises ReleaseConflict where the history is not `expected` (nor already `history`)."""
+
+    @abstractmethod
+    def fetch(
+        self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
+    ) -> Fetched:
+        """Rows of all tables in one go; ids int64 [n] are unique within a table and of any value.
+
+        `timeout` in seconds, for the whole call. Raises UnknownRelease, UnknownTable, and StoreUnavailable also where
+        a page that the release must have is gone: that is damage, not an absent id.
+        """
+
+    @abstractmethod
+    def hot_ids(self, release: str, table: str) -> NDArray[np.int64]:
+        """int64 [k], most frequent first; k may be 0."""
+
+    @abstractmethod
+    def writer(self, manifest: ReleaseManifest) -> ReleaseWriter:
+        """Raises ReleaseConflict where a complete release of this name has other content, or where another publisher is
+        at work on the same namespace and the backend can tell."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def active(self, model: str) -> str | None:
+        history = self.history(model)
+        return history[-1] if history else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,207 @@
+"""TableCache: encoded rows of one table, 8-way set-associative, in four flat arrays.
+
+An id belongs to one set of 8 ways; tags of a set fill one cache line. No Python object per entry, so a byte budget is
+a number of sets, and the bound holds exactly. The kernels run without the interpreter lock, under a lock per table.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from embedding_store.lookup import ABSENT, FOUND
+from embedding_store.policy import ABSENT_BIT, EMPTY, LAST_TICK, touch, victim
+from embedding_store.release import TableInfo
+
+WAYS = 8
+_ALIGN = 64
+_FIXED_BYTES = 3 * _ALIGN  # lost to the alignment of the arrays
+# counters
+HITS, MISSES, EVICTIONS, ENTRIES = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class TableStats:
+    """Counted per distinct id of a look-up: hits + misses = ids asked; `absent` of them the table does not have."""
+
+    hits: int
+    misses: int
+    absent: int
+    evictions: int
+    entries: int
+    capacity: int  # entries
+    bytes: int  # allocated, tags and all
+
+
+def entry_bytes(row_bytes: int) -> int:
+    return row_bytes + 8 + 4  # row, tag, stamp
+
+
+def full_bytes(table: TableInfo) -> int:
+    """What a cache takes that can hold every row of `table`."""
+    return -(-table.rows // WAYS) * WAYS * entry_bytes(table.row_bytes) + _FIXED_BYTES
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _set_of(key: np.int64, sets: int, whole: bool) -> np.int64:
+    """A cache for the whole table takes ids in turn, so that each set gets its 8 and none is ever displaced by an id
+    of the table; a smaller one scatters them, so that no stride of hot ids meets in one set."""
+    if whole:
+        return np.int64(np.uint64(key) % np.uint64(sets))
+    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    return np.int64(((mixed >> np.uint64(32)) * np.uint64(sets)) >> np.uint64(32))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _way_of(tags, stamps, place, key):  # type: ignore[no-untyped-def]
+    for way in range(WAYS):
+        if tags[place, way] == key and stamps[place, way] != EMPTY:
+            return way
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def _probe(tags, stamps, data, whole, tick, ids, default, rows, status, misses, counters):  # type: ignore[no-untyped-def]
+    """Copies hits into rows and status, writes the positions of the others to misses; returns how many."""
+    sets = len(tags)
+    width = rows.shape[1]
+    missed = 0
+    for i in range(len(ids)):
+        place = _set_of(ids[i], sets, whole) if sets else np.int64(0)
+        way = _way_of(tags, stamps, place, ids[i]) if sets else -1
+        if way < 0:
+            misses[missed] = i
+            missed += 1
+            continue
+        stamps[place, way] = touch(stamps[place, way], tick)
+        if stamps[place, way] & ABSENT_BIT:
+            status[i] = ABSENT
+            for byte in range(width):
+                rows[i, byte] = default[byte]
+        else:
+            status[i] = FOUND
+            row = data[place * WAYS + way]
+            for byte in range(width):
+                rows[i, byte] = row[byte]
+    counters[HITS] += len(ids) - missed
+    counters[MISSES] += missed
+    return missed
+
+
+@njit(cache=True, nogil=True)
+def _insert(tags, stamps, data, whole, tick, ids, rows, found, only_empty, counters):  # type: ignore[no-untyped-def]
+    sets = len(tags)
+    for i in range(len(ids)):
+        place = _set_of(ids[i], sets, whole)
+        way = _way_of(tags, stamps, place, ids[i])  # another thread may have brought it meanwhile
+        if way < 0:
+            way = victim(stamps[place], not found[i])
+            if stamps[place, way] == EMPTY:
+                counters[ENTRIES] += 1
+            elif only_empty:
+                continue
+            else:
+                counters[EVICTIONS] += 1
+        tags[place, way] = ids[i]
+        stamps[place, way] = tick
+        if not found[i]:
+            stamps[place, way] |= ABSENT_BIT
+            continue
+        row = data[place * WAYS + way]
+        for byte in range(len(row)):
+            row[byte] = rows[i, byte]
+
+
+class TableCache:
+    """Thread-safe. `budget` in bytes bounds everything it allocates; too small a budget gives a cache of nothing."""
+
+    def __init__(self, table: TableInfo, budget: int) -> None:
+        whole_sets = -(-table.rows // WAYS)
+        affordable = max(0, budget - _FIXED_BYTES) // (WAYS * entry_bytes(table.row_bytes))
+        self.sets = min(whole_sets, affordable)
+        self._whole = self.sets == whole_sets
+        self._tags = _aligned(self.sets * WAYS * 8).view(np.int64).reshape(self.sets, WAYS)
+        self._stamps = _aligned(self.sets * WAYS * 4).view(np.uint32).reshape(self.sets, WAYS)
+        self._stamps[:] = EMPTY
+        self._data = _aligned(self.sets * WAYS * table.row_bytes).reshape(self.sets * WAYS, table.row_bytes)
+        self._default = default_row(table)
+        self._counters = np.zeros(4, np.int64)
+        self._absent = 0
+        self._tick = 0
+        self._lock = threading.Lock()
+
+    @property
+    def capacity(self) -> int:
+        """Entries."""
+        return self.sets * WAYS
+
+    @property
+    def bytes(self) -> int:
+        if not self.sets:
+            return 0
+        return self._tags.nbytes + self._stamps.nbytes + self._data.nbytes + _FIXED_BYTES
+
+    def probe(
+        self, ids: NDArray[np.int64], rows: NDArray[np.uint8], status: NDArray[np.uint8]
+    ) -> NDArray[np.int64]:
+        """Fills rows uint8 [n, row_bytes] and status uint8 [n] for the distinct ids int64 [n] that are here.
+
+        Returns the positions of the others, int64 [k], whose rows and status it leaves alone.
+        """
+        misses = np.empty(len(ids), np.int64)
+        with self._lock:
+            missed = _probe(
+                self._tags, self._stamps, self._data, self._whole, self._next_tick(),
+                ids, self._default, rows, status, misses, self._counters,
+            )  # fmt: skip
+        return misses[:missed]
+
+    def insert(
+        self, ids: NDArray[np.int64], rows: NDArray[np.uint8], found: NDArray[np.bool_], *, only_empty: bool = False
+    ) -> None:
+        """Keeps what a backend answered. `only_empty` (warming, hottest first) displaces nothing."""
+        if not self.sets:
+            return
+        with self._lock:
+            _insert(
+                self._tags, self._stamps, self._data, self._whole, self._next_tick(),
+                ids, rows, found, only_empty, self._counters,
+            )  # fmt: skip
+
+    def count_absent(self, ids: int) -> None:
+        with self._lock:
+            self._absent += ids
+
+    def stats(self) -> TableStats:
+        with self._lock:
+            hits, misses, evictions, entries = (int(value) for value in self._counters)
+            return TableStats(hits, misses, self._absent, evictions, entries, self.capacity, self.bytes)
+
+    def _next_tick(self) -> np.uint32:
+        """One tick a look-up. When they run out, all entries become equally old."""
+        if self._tick == LAST_TICK:
+            used = self._stamps != EMPTY
+            self._stamps[used] = (self._stamps[used] & ABSENT_BIT) | np.uint32(1)
+            self._tick = 1
+        self._tick += 1
+        return np.uint32(self._tick)
+
+
+def default_row(table: TableInfo) -> NDArray[np.uint8]:
+    """uint8 [row_bytes]."""
+    if not table.default_row:
+        return np.zeros(table.row_bytes, np.uint8)
+    return np.frombuffer(table.default_row, np.uint8)
+
+
+def _aligned(size: int) -> NDArray[np.uint8]:
+    """uint8 [size] on a cache line boundary; pages that nothing was written to take no memory yet."""
+    buffer = np.empty(size + _ALIGN, np.uint8)
+    start = -buffer.ctypes.data % _ALIGN
+    return buffer[start : start + size]

@@ -1,0 +1,105 @@
+"""One byte budget over the caches of all tables of all releases in use.
+
+A cache belongs to one release and can answer for no other. Of each model one release is cached, the latest that was
+warmed or asked for; a release that it replaced is still answered, without a cache.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from embedding_store.cache import TableCache, full_bytes
+from embedding_store.release import ReleaseManifest, TableInfo
+
+# A replaced release gets the model's cache back when its successor has not been asked for this long (after a
+# rollback that nobody warmed). Until then requests that straddle a switch cannot make the two throw each other out.
+TAKEOVER_SECONDS = 5.0
+MAX_BYPASSED = 16
+
+TableCaches = Mapping[str, TableCache]
+
+
+def divide(tables: Sequence[TableInfo], budget: int) -> dict[str, int]:
+    """Bytes per table, at most `budget` in all: all of it where it fits, else in proportion to the tables' bytes,
+    after the small tables (which would gain nothing from a fraction) got all of theirs."""
+    need = {table.name: full_bytes(table) for table in tables}
+    if sum(need.values()) <= budget:
+        return need
+    small = {name for name, size in need.items() if size <= budget // (4 * len(tables))}
+    left = budget - sum(need[name] for name in small)
+    large = sum(size for name, size in need.items() if name not in small)
+    return {name: size if name in small else left * size // large for name, size in need.items()}
+
+
+class ReleaseCache:
+    def __init__(self, manifest: ReleaseManifest, budget: int) -> None:
+        shares = divide(manifest.tables, budget)
+        self.manifest = manifest
+        self.tables: TableCaches = {table.name: TableCache(table, shares[table.name]) for table in manifest.tables}
+        self.bytes = sum(cache.bytes for cache in self.tables.values())
+        self.used = time.monotonic()
+
+
+class CacheBudget:
+    """Thread-safe."""
+
+    def __init__(self, budget: int) -> None:
+        if budget < 0:
+            raise ValueError(f"cache_bytes is {budget}; accepted: 0 (no cache) or more")
+        self.budget = budget
+        self._cached: dict[str, ReleaseCache] = {}  # by release, one per model
+        self._bypass: dict[str, ReleaseCache] = {}  # by release, replaced ones: caches of no bytes that only count
+        self._lock = threading.Lock()
+
+    @property
+    def bytes(self) -> int:
+        """Allocated at this moment."""
+        with self._lock:
+            return sum(cache.bytes for cache in self._cached.values())
+
+    def all(self) -> dict[str, TableCaches]:
+        with self._lock:
+            return {name: cache.tables for name, cache in (self._bypass | self._cached).items()}
+
+    def of(self, manifest: ReleaseManifest) -> TableCaches:
+        """The caches that answer for this release; made on the first call."""
+        cache = self._cached.get(manifest.name)
+        if cache is None:
+            cache = self._bypass.get(manifest.name)
+            if cache is None or self._holder_is_idle(manifest.model):
+                return self.claim(manifest)
+        cache.used = time.monotonic()
+        return cache.tables
+
+    def claim(self, manifest: ReleaseManifest) -> TableCaches:
+        """Gives the model's share of the budget to this release."""
+        with self._lock:
+            cached = self._cached.get(manifest.name)
+            if cached is None:
+                self._make_room(manifest)
+                cached = self._cached[manifest.name] = ReleaseCache(manifest, self._share(manifest))
+            return cached.tables
+
+    def _share(self, manifest: ReleaseManifest) -> int:
+        return self.budget // len({cache.manifest.model for cache in self._cached.values()} | {manifest.model})
+
+    def _make_room(self, manifest: ReleaseManifest) -> None:
+        """What has to go goes before the new arrays are made, so that the budget holds at every moment. Another
+        model's cache that is larger than its share goes too, and comes back smaller with that model's next look-up."""
+        share = self._share(manifest)
+        for name, cache in list(self._cached.items()):
+            if cache.manifest.model == manifest.model:
+                del self._cached[name]
+                self._bypass[name] = ReleaseCache(cache.manifest, 0)
+            elif cache.bytes > share:
+                del self._cached[name]
+        self._bypass.pop(manifest.name, None)
+        while len(self._bypass) > MAX_BYPASSED:
+            del self._bypass[next(iter(self._bypass))]
+
+    def _holder_is_idle(self, model: str) -> bool:
+        with self._lock:
+            used = [cache.used for cache in self._cached.values() if cache.manifest.model == model]
+        return not used or time.monotonic() - max(used) > TAKEOVER_SECONDS
