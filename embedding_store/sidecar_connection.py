@@ -13,6 +13,7 @@ from embedding_store.errors import ProtocolError
 from embedding_store.sidecar_commands import Commands, Reply
 
 _TURN = 64  # commands of one connection before the others get theirs
+_LINGER = 1.0  # seconds for which a peer that broke the protocol may go on sending
 _WRITE_BUFFER = 1 << 20  # bytes of unread replies from which on nothing more is read; a usual reply stays below
 DRAIN_QUIET = 0.05  # seconds that a connection may still bring what was under way when draining began
 
@@ -31,6 +32,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._ended = False  # the peer sends nothing more
         self._draining = False
+        self._refused = False
 
     # ---- called by asyncio
 
@@ -46,6 +48,8 @@ class Connection(asyncio.Protocol):
         self._commands.stats.connections -= 1
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         self._parser.feed(data)
         if not self._held:
             self._turn()
@@ -88,7 +92,7 @@ class Connection(asyncio.Protocol):
                 command = self._parser.next()
             except ProtocolError as error:
                 self._commands.stats.errors += 1
-                self._last(resp.error("PROTOCOL", str(error)))
+                self._refuse(resp.error("PROTOCOL", str(error)))
                 return
             if command is None:
                 self._close_if_done()
@@ -99,10 +103,10 @@ class Connection(asyncio.Protocol):
                 self._set_reading()
                 reply.add_done_callback(self._answered)
                 return
-            if self._session.quit:
-                self._last(reply)
-                return
             self._transport.write(reply)
+            if self._session.quit:
+                self._transport.close()
+                return
             if self._held:
                 return
         self._scheduled = True
@@ -127,14 +131,17 @@ class Connection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._set_reading()
 
-    def _last(self, reply: Reply) -> None:
+    def _refuse(self, reply: Reply) -> None:
+        """The stream cannot be read any further. What the peer goes on sending is thrown away for a while: closing at
+        once would reset the connection, and the peer might never see why."""
+        self._refused = True
         self._transport.write(reply)
-        self._transport.close()
+        self._loop.call_later(_LINGER, self._transport.close)
 
     def _close_if_done(self) -> None:
         """Where nothing more is to come, or to be waited for. A frame of which a part has come is waited for while
         the sidecar drains (which ends by a deadline), but not after the peer's end of file."""
-        unfinished = self._parser.inside_command and not self._ended
+        unfinished = self._parser.inside_command and not (self._ended or self._refused)
         if (self._ended or self._draining) and not self._held and not unfinished:
             self._transport.close()
 
