@@ -75,7 +75,7 @@ def _explain(value: object, kind: Any, message: str) -> tuple[str, str]:
     if match is None:
         return reprlib.repr(value), f"; {message}"
     at = f" (at {match['at']})" if match["at"] else ""
-    return reprlib.repr(value) + at, f"; accepted: {match['what'].replace('`', '')}"
+    return reprlib.repr(value) + at, f"; accepted: {match['what'].replace('`', '').replace('array', 'list')}"
 
 
 def _finite(value: object) -> bool:
