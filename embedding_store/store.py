@@ -52,6 +52,15 @@ class _Pending:
     reply: TableRows
 
 
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A look-up between its halves. Where `missing` (distinct ids by table) is empty, `complete` waits for nobody."""
+
+    release: str
+    pending: Mapping[str, _Pending]
+    missing: Mapping[str, NDArray[np.int64]]
+
+
 class _Tables:
     """What a look-up needs of a release, by table name."""
 
@@ -85,6 +94,10 @@ class EmbeddingStore(EmbeddingLookup):
         self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
     ) -> LookupReply:
         """See EmbeddingLookup. An id of any value may be asked; the default row of an absent one has status ABSENT."""
+        return self.complete(self.probe(release, ids), timeout=timeout)
+
+    def probe(self, release: str, ids: Mapping[str, NDArray[np.int64]]) -> Probed:
+        """The part of a look-up that needs no backend, once the release's manifest was read."""
         tables = self._tables(release)
         caches = self._budget.of(tables.manifest)
         pending: dict[str, _Pending] = {}
@@ -94,9 +107,15 @@ class EmbeddingStore(EmbeddingLookup):
             status = np.empty(len(unique), np.uint8)
             misses = caches[name].probe(unique, rows, status)
             pending[name] = _Pending(unique, misses, TableRows(rows, status, index))
-
         missing = {name: table.unique[table.misses] for name, table in pending.items() if len(table.misses)}
+        return Probed(release, pending, missing)
+
+    def complete(self, probed: Probed, *, timeout: float | None = None) -> LookupReply:
+        """The other part: one fetch of what the cache did not have. Raises StoreUnavailable."""
+        release, pending, missing = probed.release, probed.pending, probed.missing
         if missing:
+            tables = self._tables(release)
+            caches = self._budget.of(tables.manifest)
             fetched = self.backend.fetch(release, missing, timeout=timeout)
             for name, (rows, found) in fetched.items():
                 table = pending[name]
