@@ -17,8 +17,7 @@ from embedding_store.dedupe import dedupe
 from embedding_store.errors import ProtocolError, StoreUnavailable
 from embedding_store.lookup import EmbeddingLookup, LookupReply, TableRows
 from embedding_store.protocol import decode_reply, reply_bytes, request_head
-from embedding_store.release import ReleaseManifest
-from embedding_store.served import ReleaseEntry
+from embedding_store.release import ReleaseEntry, ReleaseManifest
 
 _T = TypeVar("_T")
 _EMPTY = np.empty(0, np.int64)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from embedding_store.errors import InvalidRelease, UnknownRelease
 from embedding_store.lookup import ABSENT, FOUND, LookupReply, TableRows
-from embedding_store.release import ReleaseManifest
-from embedding_store.served import ReleaseEntry, ServedLookup, StoreStats
+from embedding_store.release import ReleaseEntry, ReleaseManifest
+from embedding_store.served import ServedLookup, ServedStats
 
 
 class _Release(NamedTuple):
@@ -51,9 +51,9 @@ class MemoryStore(ServedLookup):
         self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
     ) -> LookupReply:
         """`timeout` has no effect: nothing here waits."""
-        return self.lookup_resident(release, ids)
+        return self.begin(release, ids)
 
-    def lookup_resident(self, release: str, ids: Mapping[str, NDArray[np.int64]]) -> LookupReply:
+    def begin(self, release: str, ids: Mapping[str, NDArray[np.int64]]) -> LookupReply:
         found = self._release(release)
         answer = {}
         for name, wanted in ids.items():
@@ -76,9 +76,9 @@ class MemoryStore(ServedLookup):
         """Everything is warm: the rows of all tables."""
         return sum(table.rows for table in self._release(release).manifest.tables)
 
-    def stats(self) -> StoreStats:
+    def stats(self) -> ServedStats:
         held = sum(rows.nbytes for found in self._releases.values() for rows in found.tables.values())
-        return StoreStats(hits=0, misses=0, cache_bytes=held, cache_capacity_bytes=held)
+        return ServedStats("memory", hits=0, misses=0, cache_bytes=held, cache_capacity_bytes=held)
 
     def close(self) -> None:
         self._releases.clear()

@@ -59,3 +59,13 @@ class ReleaseManifest(msgspec.Struct, frozen=True):
 
         names = ", ".join(table.name for table in self.tables)
         raise UnknownTable(f"release {self.name} has no table {name!r}; it has: {names}")
+
+
+class ReleaseEntry(msgspec.Struct, frozen=True):
+    """One line of a list of releases."""
+
+    release: str  # model@version
+    model: str
+    version: str
+    created: str  # UTC, ISO 8601
+    active: bool

@@ -1,38 +1,35 @@
 """What a sidecar needs of the store it serves, beside the look-ups themselves.
 
-`store.EmbeddingStore` (cache and backend) and `memory.MemoryStore` implement it.
+`ServedStore` gives it for an `EmbeddingStore` (cache and backend), `memory.MemoryStore` for tables in memory.
 """
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.lookup import EmbeddingLookup, LookupReply
+from embedding_store.memmap import MemmapBackend
+from embedding_store.release import ReleaseEntry, ReleaseManifest
+from embedding_store.store import EmbeddingStore, Probed
 
-
-class ReleaseEntry(msgspec.Struct, frozen=True):
-    """One line of a list of releases."""
-
-    release: str  # model@version
-    model: str
-    version: str
-    created: str  # UTC, ISO 8601
-    active: bool
+# What is left of a look-up: takes the seconds it may last (None: no limit), raises StoreUnavailable.
+Remainder = Callable[[float | None], LookupReply]
 
 
 @dataclass(frozen=True, slots=True)
-class StoreStats:
-    """Counters since the store was opened, in unique ids; sizes in bytes."""
+class ServedStats:
+    """Counters since the store was opened, in distinct ids of a look-up; sizes in bytes."""
 
-    hits: int  # unique ids answered from the cache
-    misses: int  # unique ids asked of the backend
-    cache_bytes: int  # in use
+    address: str  # without a password
+    hits: int  # distinct ids answered from the cache
+    misses: int  # distinct ids asked of the backend
+    cache_bytes: int  # allocated
     cache_capacity_bytes: int
 
 
@@ -43,15 +40,63 @@ class ServedLookup(EmbeddingLookup):
 
     @abstractmethod
     def warm(self, release: str) -> int:
-        """Fills the cache from the tables' hot lists, most frequent ids first; returns how many rows it took."""
+        """Fills the cache from the tables' hot lists, most frequent ids first; returns how many rows it holds then."""
 
     @abstractmethod
-    def stats(self) -> StoreStats: ...
+    def stats(self) -> ServedStats: ...
 
     @abstractmethod
-    def lookup_resident(self, release: str, ids: Mapping[str, NDArray[np.int64]]) -> LookupReply | None:
-        """`lookup` where that waits for nobody: every row is in this host's memory or page cache.
+    def begin(self, release: str, ids: Mapping[str, NDArray[np.int64]]) -> LookupReply | Remainder:
+        """A look-up whose `manifest` was read before, as far as it goes without waiting for a network.
 
-        None where a row has to come over a network; the caller then takes `lookup`, in a thread that may wait.
+        The answer, where that is all of it; else the rest, to be called in a thread that may wait.
         Raises UnknownRelease, UnknownTable.
         """
+
+
+class ServedStore(ServedLookup):
+    """Owns the store: closing this closes it.
+
+    Mapped files count as memory: a page that is not resident costs a disk read in the event loop, some 0.1 ms on an
+    SSD, which is about what the way to a thread and back costs every look-up.
+    """
+
+    def __init__(self, store: EmbeddingStore) -> None:
+        self._store = store
+        self._local = isinstance(store.backend, MemmapBackend)
+
+    def manifest(self, release: str | None = None, *, model: str | None = None) -> ReleaseManifest:
+        return self._store.manifest(release, model=model)
+
+    def lookup(
+        self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
+    ) -> LookupReply:
+        return self._store.lookup(release, ids, timeout=timeout)
+
+    def begin(self, release: str, ids: Mapping[str, NDArray[np.int64]]) -> LookupReply | Remainder:
+        probed = self._store.probe(release, ids)
+        if self._local or not probed.missing:
+            return self._store.complete(probed)
+        return functools.partial(self._complete, probed)
+
+    def _complete(self, probed: Probed, timeout: float | None) -> LookupReply:
+        return self._store.complete(probed, timeout=timeout)
+
+    def releases(self) -> Sequence[ReleaseEntry]:
+        active = {history[-1] for history in self._store.backend.histories().values() if history}
+        return [
+            ReleaseEntry(name, manifest.model, manifest.version, manifest.created, name in active)
+            for name, manifest in sorted(self._store.backend.releases().items())
+        ]
+
+    def warm(self, release: str) -> int:
+        return sum(self._store.warm(release).values())
+
+    def stats(self) -> ServedStats:
+        found = self._store.stats()
+        return ServedStats(
+            found.address, found.total("hits"), found.total("misses"), found.cache_bytes, found.cache_budget
+        )
+
+    def close(self) -> None:
+        self._store.close()

@@ -7,6 +7,7 @@ to a thread and comes back as a future, so that one slow fetch holds up no other
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import logging
 import time
@@ -28,7 +29,7 @@ from embedding_store.protocol import (
     write_reply,
 )
 from embedding_store.release import ReleaseManifest
-from embedding_store.served import ServedLookup
+from embedding_store.served import Remainder, ServedLookup
 from embedding_store.sidecar_stats import SidecarStats, info_sections, info_text
 
 Reply = bytes | memoryview  # what a transport writes as it is
@@ -146,19 +147,25 @@ class Commands:
         manifest = self._manifests.get(request.release)
         if manifest is not None:
             self._check_size(request, manifest)
-            found = self._store.lookup_resident(request.release, request.ids)
-            if found is not None:
+            found = self._store.begin(request.release, request.ids)
+            if isinstance(found, LookupReply):
                 return self._counted(found, began)
+        else:
+            found = functools.partial(self._from_the_start, request)
         self.stats.offloaded += 1
-        return asyncio.ensure_future(self._lookup_in_thread(request, began))
+        return asyncio.ensure_future(self._in_a_thread(request, found, began))
 
-    async def _lookup_in_thread(self, request: LookupRequest, began: float) -> Reply:
+    def _from_the_start(self, request: LookupRequest, timeout: float | None) -> LookupReply:
+        """The first look-up of a release: its manifest has to be read too."""
+        manifest = self._store.manifest(request.release)
+        self._check_size(request, manifest)
+        self._manifests[request.release] = manifest
+        return self._store.lookup(request.release, request.ids, timeout=timeout)
+
+    async def _in_a_thread(self, request: LookupRequest, remainder: Remainder, began: float) -> Reply:
         def wait() -> LookupReply | BaseException:
             try:
-                if request.release not in self._manifests:
-                    self._manifests[request.release] = self._store.manifest(request.release)
-                self._check_size(request, self._manifests[request.release])
-                return self._store.lookup(request.release, request.ids, timeout=_left(request, began))
+                return remainder(_left(request, began))
             except Exception as error:  # noqa: BLE001  # handed to _failed, in the event loop
                 return error
 

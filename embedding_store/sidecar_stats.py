@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from embedding_store.served import StoreStats
+from embedding_store.served import ServedStats
 
 _STEPS = 8  # buckets per doubling: a percentile is at most 9 % above the true one
 _BUCKETS = 27 * _STEPS  # 1 µs to 134 s
@@ -64,12 +64,17 @@ def resident_bytes() -> int:
 
 
 def info_sections(
-    stats: SidecarStats, store: StoreStats, server: Mapping[str, object], releases: Mapping[str, str]
+    stats: SidecarStats, store: ServedStats, server: Mapping[str, object], releases: Mapping[str, str]
 ) -> dict[str, dict[str, object]]:
     """Section -> key -> value, as INFO shows them. server: version, addresses and the like; releases: name -> state."""
     asked = store.hits + store.misses
     return {
-        "Server": {**server, "process_id": os.getpid(), "uptime_in_seconds": int(time.time() - stats.started)},
+        "Server": {
+            **server,
+            "store": store.address,
+            "process_id": os.getpid(),
+            "uptime_in_seconds": int(time.time() - stats.started),
+        },
         "Clients": {
             "connected_clients": stats.connections,
             "total_connections_received": stats.connections_total,
