@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_store.errors import ReleaseConflict
 from embedding_store.release import ReleaseManifest, TableInfo
 
 # Releases a model was served from, oldest first; the last one is active. Rollback drops the last.
@@ -29,6 +30,18 @@ def namespace(manifest: ReleaseManifest) -> str:
     """Where a release's pages lie: named by content, so that publishing again goes on in the same place, and two
     publishers with different content under one name never write over each other."""
     return hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()[:16]
+
+
+def conflict(address: str, release: str) -> ReleaseConflict:
+    return ReleaseConflict(f"{address} has a release {release} with other content; a release never changes, so a new "
+                           "bundle needs a new version")  # fmt: skip
+
+
+def moved(address: str, model: str, expected: History, found: History) -> ReleaseConflict:
+    return ReleaseConflict(
+        f"{address}: the active release of {model} is {found[-1] if found else None}, not "
+        f"{expected[-1] if expected else None}: somebody else moved it meanwhile"
+    )
 
 
 class Unfinished(msgspec.Struct, frozen=True):
@@ -111,9 +124,7 @@ class Backend(ABC):
         """Compare-and-set. Raises ReleaseConflict where the history is not `expected` (nor already `history`)."""
 
     @abstractmethod
-    def fetch(
-        self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
-    ) -> Fetched:
+    def fetch(self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None) -> Fetched:
         """Rows of all tables in one go; ids int64 [n] are unique within a table and of any value.
 
         `timeout` in seconds, for the whole call. Raises UnknownRelease, UnknownTable, and StoreUnavailable also where

@@ -147,9 +147,7 @@ class TableCache:
             return 0
         return self._tags.nbytes + self._stamps.nbytes + self._data.nbytes + _FIXED_BYTES
 
-    def probe(
-        self, ids: NDArray[np.int64], rows: NDArray[np.uint8], status: NDArray[np.uint8]
-    ) -> NDArray[np.int64]:
+    def probe(self, ids: NDArray[np.int64], rows: NDArray[np.uint8], status: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Fills rows uint8 [n, row_bytes] and status uint8 [n] for the distinct ids int64 [n] that are here.
 
         Returns the positions of the others, int64 [k], whose rows and status it leaves alone.

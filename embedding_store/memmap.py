@@ -1,8 +1,8 @@
 """Releases in a directory: the embedded store that needs no server, and shares its pages with every process of a host.
 
-    releases/MODEL@VERSION/         manifest.json, tables/NAME.pages, tables/NAME.hot; appears by one rename
-    writing/MODEL@VERSION.NAMESPACE the same while it is being written; NAME.verified marks a finished table
-    active/MODEL.json               the history of activations, replaced by rename under active/MODEL.lock
+releases/MODEL@VERSION/         manifest.json, tables/NAME.pages, tables/NAME.hot; appears by one rename
+writing/MODEL@VERSION.NAMESPACE the same while it is being written; NAME.verified marks a finished table
+active/MODEL.json               the history of activations, replaced by rename under active/MODEL.lock
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_store.backend import Backend, Fetched, History, ReleaseWriter, Unfinished, namespace
+from embedding_store.backend import Backend, Fetched, History, ReleaseWriter, Unfinished, conflict, moved, namespace
 from embedding_store.codec import check_name
 from embedding_store.errors import InvalidRelease, ReleaseConflict, StoreUnavailable, UnknownRelease
 from embedding_store.gather import take_rows
@@ -105,15 +105,10 @@ class MemmapBackend(Backend):
                 fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, also by kill -9
                 current = self.history(model)
                 if current not in (expected, history):
-                    raise ReleaseConflict(
-                        f"{self.address}: the active release of {model} is {current[-1] if current else None}, "
-                        f"not {expected[-1] if expected else None}: somebody else moved it meanwhile"
-                    )
+                    raise moved(self.address, model, expected, current)
                 _replace(path, msgspec.json.encode(history))
 
-    def fetch(
-        self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
-    ) -> Fetched:
+    def fetch(self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None) -> Fetched:
         """`timeout` has no effect: reading mapped memory cannot be interrupted."""
         fetched: Fetched = {}
         for name, wanted in ids.items():
@@ -143,7 +138,7 @@ class MemmapBackend(Backend):
         if not (self._release_folder(manifest.name) / "manifest.json").exists():
             return
         if namespace(self.manifest(manifest.name)) != namespace(manifest):
-            raise ReleaseConflict(f"{self.address} has another release {manifest.name}; a release never changes")
+            raise conflict(self.address, manifest.name)
 
     def close(self) -> None:
         with self._lock:

@@ -1,8 +1,8 @@
 """From a store URL to a backend or a store.
 
-    memmap://DIR                                      files; DIR absolute (memmap:///var/store) or relative
-    redis://[USER[:PASSWORD]@]HOST[:PORT][/DB]        rediss:// with TLS
-    redis+unix://[USER[:PASSWORD]@]/path/to/socket    options: `redis_url.py`
+memmap://DIR                                      files; DIR absolute (memmap:///var/store) or relative
+redis://[USER[:PASSWORD]@]HOST[:PORT][/DB]        rediss:// with TLS
+redis+unix://[USER[:PASSWORD]@]/path/to/socket    options: `redis_url.py`
 """
 
 from __future__ import annotations
