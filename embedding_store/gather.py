@@ -5,9 +5,6 @@ Shapes: m distinct rows, n asked ids, r output rows, T steps of a sequence, D co
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from numba import njit, types
 from numba.extending import overload
@@ -33,7 +30,7 @@ def take_rows(
                 rows[i, byte] = table[row, byte]
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _half(bits: np.uint16) -> np.float32:
     """The float32 of an IEEE half, exact for all 65,536. Subnormals go by multiplication of a normal number, so that
     a thread which flushes denormals to zero (ONNX Runtime can be told to) reads the same values."""
@@ -55,7 +52,7 @@ def _value(raw: np.float32 | np.uint16) -> np.float32:
 
 
 @overload(_value, inline="always")
-def _value_of_type(raw: types.Type) -> Callable[[Any], Any]:
+def _value_of_type(raw):  # type: ignore[no-untyped-def]  # numba holds annotations against those of the lambdas
     if raw == types.uint16:
         return lambda raw: _half(raw)  # noqa: PLW0108  # numba inlines a function of this module only
     return lambda raw: raw
