@@ -7,6 +7,7 @@ the sake of its last ten. Unknown and missing values get the ids chosen for them
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,7 @@ class Ranges:
     ends: NDArray[np.int64]
 
 
+@lru_cache(maxsize=256)  # a request needs it once per feature, and always for the same few sizes
 def whole(elements: int) -> Ranges:
     """The one range that is all elements."""
     return Ranges(frozen(np.zeros(1, dtype=np.int64)), frozen(np.array([elements], dtype=np.int64)))
