@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class SidecarOptions:
     max_frame: int = 16 << 20  # bytes of one command, and of one reply
     threads: int = 8  # look-ups that may wait for a network at the same time
     drain_seconds: float = 5.0  # after which connections that are still busy are cut
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
 
 
 def run_sidecar(store: ServedLookup, options: SidecarOptions, ready: Callable[[str], None] = print) -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
 from embedding_store import resp
 from embedding_store.errors import ProtocolError, StoreError, StoreUnavailable
@@ -92,8 +93,11 @@ class Commands:
 
     def warm(self, release: str) -> int:
         """Loads the hot rows of `release`; returns how many. May wait for a network."""
-        self._manifests[release] = self._store.manifest(release)
+        manifest = self._manifests[release] = self._store.manifest(release)
         self._warmed[release] = self._store.warm(release)
+        # One look-up, so that kernels are compiled and files mapped before the first client waits for it.
+        some = np.array([0, -1], np.int64)
+        self._store.lookup(release, {table.name: some for table in manifest.tables})
         return self._warmed[release]
 
     def session(self) -> Session:

@@ -7,6 +7,7 @@ more is read from the socket: a peer can make the sidecar hold one frame and a f
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 from embedding_store import resp
 from embedding_store.errors import ProtocolError
@@ -37,9 +38,8 @@ class Connection(asyncio.Protocol):
     # ---- called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(_WRITE_BUFFER)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from asyncio's
+        self._transport.set_write_buffer_limits(_WRITE_BUFFER)
         self._open.add(self)
         self._commands.stats.connections += 1
 

@@ -57,16 +57,19 @@ class SidecarStats:
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process, as /proc has it."""
+def resident_bytes() -> tuple[int, int]:
+    """Resident memory of this process, and the part of it that is not a mapped file, as /proc has them."""
     with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        _, resident, shared, *_ = map(int, statm.read().split())
+    page = os.sysconf("SC_PAGE_SIZE")
+    return resident * page, (resident - shared) * page
 
 
 def info_sections(
     stats: SidecarStats, store: ServedStats, server: Mapping[str, object], releases: Mapping[str, str]
 ) -> dict[str, dict[str, object]]:
     """Section -> key -> value, as INFO shows them. server: version, addresses and the like; releases: name -> state."""
+    resident, anonymous = resident_bytes()
     asked = store.hits + store.misses
     return {
         "Server": {
@@ -82,7 +85,8 @@ def info_sections(
             "total_error_replies": stats.errors,
         },
         "Memory": {
-            "used_memory_rss": resident_bytes(),
+            "used_memory_rss": resident,
+            "used_memory_rss_anonymous": anonymous,
             "cache_bytes": store.cache_bytes,
             "cache_capacity_bytes": store.cache_capacity_bytes,
         },

@@ -15,7 +15,7 @@ import click
 @click.option("--cache-size", default="512MiB", show_default=True, help="Memory for hot rows.")
 @click.option("--max-frame", default="16MiB", show_default=True, help="Largest request or reply.")
 @click.option(
-    "--threads", type=click.IntRange(1), default=8, show_default=True, help="Fetches from the store at a time."
+    "--threads", type=click.IntRange(1), default=8, show_default=True, help="Fetches at a time."
 )
 @click.option("--drain-seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="To end after SIGTERM.")
 @click.option(

@@ -1,0 +1,168 @@
+"""A published release of random tables, and real sidecar processes that serve it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from embedding_store.backend import Backend
+from embedding_store.client import SidecarClient
+from embedding_store.open import open_backend
+from embedding_store.release import ReleaseManifest, TableInfo
+
+SEED = 20240611
+SHAPES = {"item": (5000, 16), "user": (900, 8), "category": (37, 4)}  # rows, dim; fp16
+
+
+@dataclass(frozen=True)
+class Release:
+    """What was published: float16 tables [rows, dim], as numpy has them."""
+
+    manifest: ReleaseManifest
+    tables: Mapping[str, NDArray[np.float16]]
+    hot: Mapping[str, NDArray[np.int64]]
+
+    def expected(self, table: str, ids: NDArray[np.int64]) -> NDArray[np.float16]:
+        """float16 [n, dim] by plain indexing; the default row, all 0.5, where there is no such id."""
+        rows = self.tables[table]
+        known = (ids >= 0) & (ids < len(rows))
+        out = np.full((len(ids), rows.shape[1]), 0.5, np.float16)
+        out[known] = rows[ids[known]]
+        return out
+
+    def random_ids(self, rng: np.random.Generator, count: int) -> dict[str, NDArray[np.int64]]:
+        """Per table: `count` ids with duplicates, some of them absent."""
+        return {name: rng.integers(-3, len(rows) + 3, count) for name, rows in self.tables.items()}
+
+
+def make_release(version: str, seed: int, shapes: Mapping[str, tuple[int, int]] = SHAPES) -> Release:
+    rng = np.random.default_rng(seed)
+    tables = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+    hot = {name: rng.permutation(len(rows))[: len(rows) // 2].astype(np.int64) for name, rows in tables.items()}
+    infos = [
+        TableInfo(
+            name, len(rows), rows.shape[1], "fp16", 2 * rows.shape[1], 63,
+            hashlib.sha256(rows.tobytes()).hexdigest(), len(hot[name]), np.full(rows.shape[1], 0.5, "<f2").tobytes(),
+        )
+        for name, rows in tables.items()
+    ]  # fmt: skip
+    return Release(ReleaseManifest("feed", version, "2024-06-11T00:00:00Z", tuple(infos)), tables, hot)
+
+
+def put(backend: Backend, release: Release) -> None:
+    """Publishes by the backend's own writer, and activates."""
+    with backend.writer(release.manifest) as writer:
+        for table in release.manifest.tables:
+            writer.write(table, 0, memoryview(release.tables[table.name].tobytes()))
+            writer.write_hot(table, release.hot[table.name].tobytes())
+            writer.mark_verified(table)
+        writer.commit()
+    backend.set_history("feed", (), (release.manifest.name,))
+
+
+@pytest.fixture(scope="session")
+def release() -> Release:
+    print(f"seed {SEED}")
+    return make_release("v1", SEED)
+
+
+@pytest.fixture(scope="session")
+def store_url(release: Release, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("store")
+    with open_backend(f"memmap://{folder}") as backend:
+        put(backend, release)
+    return f"memmap://{folder}"
+
+
+@dataclass
+class Process:
+    """A running sidecar. `ready` is the line it printed."""
+
+    process: subprocess.Popen[str]
+    ready: str
+    socket: Path
+    clients: list[SidecarClient] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"unix://{self.socket}"
+
+    @property
+    def tcp_port(self) -> int:
+        return int(self.ready.partition("tcp://127.0.0.1:")[2].split()[0])
+
+    def client(self, **options: object) -> SidecarClient:
+        client = SidecarClient(self.address, **options)  # type: ignore[arg-type]
+        self.clients.append(client)
+        return client
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Exit code and what it wrote to stderr."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=20)
+        return self.process.returncode, errors
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def start_process(url: str, socket: Path, *options: str, environment: Mapping[str, str] | None = None) -> Process:
+    """Waits for the readiness line. Raises RuntimeError with what the process wrote where it ends instead."""
+    command = [sys.executable, "-m", "torchrank.cli", "sidecar", "--store", url, "--socket", str(socket), *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+    )
+    assert process.stdout is not None
+    deadline = time.monotonic() + 120  # kernels compile on a first run
+    while time.monotonic() < deadline:
+        if select.select([process.stdout], [], [], 0.5)[0]:
+            line = process.stdout.readline()
+            if line.startswith("ready"):
+                return Process(process, line.strip(), socket)
+            if not line:
+                break
+    process.kill()
+    raise RuntimeError(process.communicate()[1])
+
+
+Starter = Callable[..., Process]
+
+
+@pytest.fixture
+def start(store_url: str, tmp_path: Path) -> Iterator[Starter]:
+    """start(*options, url=…, socket=…, environment=…): a sidecar of this test's own."""
+    started: list[Process] = []
+
+    def begin(*options: str, url: str = store_url, socket: Path | None = None, **others: Mapping[str, str]) -> Process:
+        process = start_process(url, socket or tmp_path / "s.sock", *options, **others)
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.close()
+
+
+@pytest.fixture(scope="module")
+def sidecar(store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """One sidecar for the tests of a module that leave it as it was; unix socket and TCP."""
+    process = start_process(store_url, tmp_path_factory.mktemp("run") / "s.sock", "--listen", "127.0.0.1:0")
+    yield process
+    process.close()
