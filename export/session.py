@@ -1,0 +1,152 @@
+"""Scorer: a bundle's dense graph in ONNX Runtime, its embedding rows out of a store. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from embedding_store.errors import InvalidRelease, StoreUnavailable, UnknownRelease
+from embedding_store.lookup import ABSENT, UNAVAILABLE, EmbeddingLookup, LookupReply
+from embedding_store.release import TableInfo
+from export.assemble import Assembler
+from export.bundle import InvalidBundle, Manifest, read_manifest
+from torchrank.features.batch import FeatureBatch
+
+# They share no base class but Exception.
+_LOAD_ERRORS = (
+    ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile, ort_errors.NotImplemented,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Per task one probability per candidate, float32 [N]; `absent`: how many ids have no row in their table."""
+
+    release: str
+    tasks: dict[str, NDArray[np.float32]]
+    absent: int
+
+
+class Scorer:
+    """Thread-safe. The bundle's tables are not read: their rows come from `lookup`, of the bundle's own release."""
+
+    def __init__(
+        self,
+        bundle: Path,
+        lookup: EmbeddingLookup,
+        *,
+        variant: str = "fp32",
+        threads: int = 1,
+        spin: bool = False,
+    ) -> None:
+        """`threads` compute one graph run; `spin` lets them wait busily, which is faster on a host of one's own.
+
+        Raises InvalidBundle, and UnknownRelease, InvalidRelease, StoreUnavailable out of the store.
+        """
+        self.manifest = read_manifest(bundle)
+        self.release = self.manifest.release
+        self.variant = variant
+        self._bundle = bundle
+        self._lookup = lookup
+        self._session = _open_session(bundle / self.manifest.variant(variant).file, threads, spin)
+        inputs = [node.name for node in self._session.get_inputs()]
+        self._assembler = Assembler(self.manifest.schema, self.manifest.tables, inputs)
+        self._outputs = list(self.manifest.schema.tasks)
+        _check_graph(self._session, self.manifest, self._assembler.widths())
+        self.check_store()
+
+    def check_store(self) -> None:
+        """The store answers, and holds this very bundle. Raises UnknownRelease, InvalidRelease, StoreUnavailable."""
+        try:
+            stored = self._lookup.manifest(self.release)
+        except UnknownRelease as error:
+            raise UnknownRelease(
+                f"{error}\nrelease {self.release} is not in the store; "
+                f"publish it with: torchrank publish {self._bundle} --store URL"
+            ) from error
+        own, theirs = ({table.name: table for table in tables} for tables in (self.manifest.tables, stored.tables))
+        for name in sorted(own.keys() | theirs.keys()):
+            difference = _difference(own.get(name), theirs.get(name))
+            if difference:
+                raise InvalidRelease(
+                    f"release {self.release} in the store was not published from {self._bundle}: table {name!r} "
+                    f"{difference}; a release is never written twice: export under a new version, and publish that"
+                )
+
+    def check_reachable(self) -> None:
+        """Asks the store something that no manifest kept in memory can answer. Raises StoreUnavailable."""
+        with contextlib.suppress(UnknownRelease):  # a model that was never activated is an answer too
+            self._lookup.manifest(model=self.manifest.model)
+
+    def score(self, features: FeatureBatch, *, timeout: float | None = None) -> Scores:
+        """`timeout`, in seconds, bounds the look-up. Raises UnknownRelease, StoreUnavailable."""
+        return self.run(features, self.fetch(features, timeout=timeout))
+
+    def fetch(self, features: FeatureBatch, *, timeout: float | None = None) -> LookupReply:
+        """The rows of all tables, in one look-up. Raises UnknownRelease, StoreUnavailable."""
+        reply = self._lookup.lookup(self.release, self._assembler.ids(features), timeout=timeout)
+        for name, table in reply.tables.items():
+            unavailable = int((table.status == UNAVAILABLE).sum())
+            if unavailable:
+                raise StoreUnavailable(f"table {name!r}: {unavailable} of {len(table.status)} rows are unavailable")
+        return reply
+
+    def run(self, features: FeatureBatch, reply: LookupReply) -> Scores:
+        """The graph alone, on the rows that `fetch` brought for the same features."""
+        outputs: Sequence[NDArray[np.float32]] = self._session.run(
+            self._outputs, self._assembler.inputs(features, reply)
+        )
+        absent = sum(_count_absent(table.status, table.index) for table in reply.tables.values())
+        return Scores(reply.release, dict(zip(self._outputs, outputs, strict=True)), absent)
+
+
+def _difference(own: TableInfo | None, theirs: TableInfo | None) -> str:
+    if own is None or theirs is None:
+        return f"is only in the {'store' if own is None else 'bundle'}"
+    fields = TableInfo.__struct_fields__
+    return " and ".join(
+        f"has {field} {getattr(own, field)!r} in the bundle, {getattr(theirs, field)!r} in the store"
+        for field in fields
+        if getattr(own, field) != getattr(theirs, field)
+    )
+
+
+def _count_absent(status: NDArray[np.uint8], index: NDArray[np.int64]) -> int:
+    """Ids, not rows: several ids may share a row."""
+    missing = status == ABSENT
+    return int(missing[index].sum()) if missing.any() else 0
+
+
+def _open_session(model: Path, threads: int, spin: bool) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # errors; warnings about the graph were the exporter's to heed
+    # Spinning threads take the cores that the store, the HTTP server and other sessions need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except _LOAD_ERRORS as error:
+        raise InvalidBundle(f"{model} cannot be loaded: {error}") from error
+
+
+def _check_graph(session: ort.InferenceSession, manifest: Manifest, widths: dict[str, int]) -> None:
+    for node in session.get_inputs():
+        last = node.shape[-1]
+        if node.name in widths and isinstance(last, int) and last != widths[node.name]:
+            raise InvalidBundle(
+                f"input {node.name!r} of the graph has {last} columns, but {widths[node.name]} in the manifest's schema"
+            )
+    outputs = [node.name for node in session.get_outputs()]
+    missing = [task for task in manifest.schema.tasks if task not in outputs]
+    if missing:
+        raise InvalidBundle(f"the graph has no output for: {', '.join(missing)}; it has: {', '.join(outputs)}")

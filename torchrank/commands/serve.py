@@ -1,0 +1,72 @@
+"""`torchrank serve`: a bundle behind HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--sidecar", metavar="ADDRESS", help="Rows from this sidecar: a socket's path, or tcp://HOST:PORT.")
+@click.option("--store", metavar="URL", help="Rows from this store, without a sidecar.")
+@click.option("--cache-size", default="512MiB", show_default=True, help="With --store: memory for hot rows.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
+@click.option("--variant", default="fp32", show_default=True, help="Which of the bundle's graphs: fp32, fp16.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one graph run.")
+@click.option(
+    "--concurrency", type=click.IntRange(1), help="Requests ranked at a time.  [default: as many as there are cores]"
+)
+@click.option("--spin", is_flag=True, help="Let the graph's threads wait busily: for a host of one's own.")
+@click.option("--max-candidates", type=click.IntRange(1), default=5000, show_default=True, help="In one request.")
+@click.option("--max-body", default="16MiB", show_default=True, help="Of one request.")
+@click.option(
+    "--timeout-ms", type=click.IntRange(1), default=1000, show_default=True,
+    help="For one request, waiting and look-up included; then 503 or 504.",
+)  # fmt: skip
+@click.option("--drain-seconds", type=click.IntRange(0), default=30, show_default=True, help="To end after SIGTERM.")
+def serve(
+    bundle: Path,
+    sidecar: str | None,
+    store: str | None,
+    cache_size: str,
+    host: str,
+    port: int,
+    variant: str,
+    threads: int,
+    concurrency: int | None,
+    spin: bool,
+    max_candidates: int,
+    max_body: str,
+    timeout_ms: int,
+    drain_seconds: int,
+) -> None:
+    """Rank candidates over HTTP: POST /rank; GET /health, /ready, /metrics."""
+    import logging
+
+    from embedding_store.byte_sizes import parse_size
+    from torchrank.serving.launch import Options, launch
+
+    if (sidecar is None) == (store is None):
+        raise click.UsageError("give one of --sidecar ADDRESS and --store URL")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options = Options(
+        bundle=bundle,
+        sidecar=sidecar,
+        store=store,
+        cache_bytes=parse_size(cache_size),
+        host=host,
+        port=port,
+        variant=variant,
+        threads=threads,
+        concurrency=concurrency,
+        spin=spin,
+        max_candidates=max_candidates,
+        max_body_bytes=parse_size(max_body),
+        timeout=timeout_ms / 1e3,
+        drain=drain_seconds,
+    )
+    launch(options, click.echo)
+    click.echo("torchrank serve: stopped")
