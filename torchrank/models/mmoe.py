@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from torchrank.features.schema import FeatureSchema
 from torchrank.models.base import RankModel
-from torchrank.nn.inputs import ModelInputs
 from torchrank.nn import MLP, FeatureInput
+from torchrank.nn.inputs import ModelInputs
 
 
 class MMoE(RankModel):

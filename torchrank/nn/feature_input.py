@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from torchrank.features.schema import FeatureSchema, SequenceSlot
-from torchrank.nn.inputs import ModelInputs
 from torchrank.nn.attention import TargetAttention
+from torchrank.nn.inputs import ModelInputs
 
 
 class FeatureInput(nn.Module):

@@ -13,9 +13,7 @@ class MLP(nn.Module):
     in: float [..., in_dim]; out: float [..., hidden[-1]], or the input itself where `hidden` is empty.
     """
 
-    def __init__(
-        self, in_dim: int, hidden: Sequence[int], *, dropout: float = 0.0, batch_norm: bool = False
-    ) -> None:
+    def __init__(self, in_dim: int, hidden: Sequence[int], *, dropout: float = 0.0, batch_norm: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         width = in_dim

@@ -1,0 +1,99 @@
+"""python -m torchrank.train +model=NAME [key=value …]; `torchrun --nproc-per-node N -m torchrank.train …` shards."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from torchrank.cli import for_the_user
+from torchrank.config_dir import config_dir
+from torchrank.training.checkpoint import Progress
+from torchrank.training.config import Config
+from torchrank.training.distributed import Ranks, process_group
+from torchrank.training.module import build, feature_schema
+from torchrank.training.progress import Reporter
+from torchrank.training.run import Run, dated_run, find_run, typed
+from torchrank.training.sharding import describe
+from torchrank.training.trainer import Trainer
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def train(composed: DictConfig) -> Progress:
+    """One training, from a composed configuration to the run's last checkpoint."""
+    config = typed(composed)
+    feature_schema(config)  # a wrong model or feature is told before any data is made
+    with process_group(config.device, config.training.threads) as ranks:
+        run = _run(config, composed, ranks)
+        if ranks.is_first:
+            _generate_missing(config)
+        ranks.barrier()
+        built = build(config, ranks)
+        reporter = Reporter(run, tensorboard=config.tensorboard) if ranks.is_first else None
+        try:
+            if reporter:
+                _report_plan(run, reporter, describe(built.sharded.plan))
+            trainer = Trainer(config, run, built, ranks, reporter)
+            if config.resume:
+                trainer.resume()
+            progress = trainer.train()
+            if reporter:
+                run.remember_as_latest()
+                reporter.note(f"run {run.folder}, step {progress.step}")
+        finally:
+            if reporter:
+                reporter.close()
+    return progress
+
+
+def _run(config: Config, composed: DictConfig, ranks: Ranks) -> Run:
+    """The run's directory, one for all ranks; made by the first."""
+    if config.resume:
+        run = find_run(config.run_dir)
+        if run.config().model != config.model or run.config().data.features != config.data.features:
+            raise ValueError(f"resume=true: model or features are not those that run {run.folder} was started with")
+        return run
+    name = [str(config.run_dir or dated_run().folder)]
+    ranks.broadcast(name)
+    run = Run(Path(name[0]))
+    if ranks.is_first:
+        run.create(composed)
+    ranks.barrier()
+    return run
+
+
+def _generate_missing(config: Config) -> None:
+    if config.data.generate is not None and not Path(config.data.path).exists():
+        instantiate(config.data.generate)
+
+
+def _report_plan(run: Run, reporter: Reporter, plan: list[dict[str, Any]]) -> None:
+    (run.folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
+    for table in plan:
+        shards = ", ".join(f"rank {s['rank']}: {s['size'][0]}x{s['size'][1]}" for s in table["shards"])
+        reporter.note(
+            f"table {table['table']}: {table['sharding']}, {table['kernel']}; {shards or 'a copy on every rank'}"
+        )
+
+
+@hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
+def main(composed: DictConfig) -> None:
+    try:
+        train(composed)
+    except Exception as error:
+        message = for_the_user(error)
+        if message is None:
+            raise
+        print(f"Error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

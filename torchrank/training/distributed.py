@@ -1,0 +1,97 @@
+"""The process group: gloo on CPU, NCCL on CUDA, one process or many, the same code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others. `control` is a gloo group: host-side agreement never waits for a GPU."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    control: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def largest(self, value: int) -> int:
+        """The largest `value` of all ranks."""
+        return int(self._reduce(torch.tensor([value]), dist.ReduceOp.MAX))
+
+    def total(self, values: Tensor) -> Tensor:
+        """Element-wise sum over the ranks, on the host."""
+        return self._reduce(values.detach().cpu(), dist.ReduceOp.SUM)
+
+    def gather(self, values: Tensor) -> Tensor | None:
+        """All ranks' rows one after another, on rank 0; None elsewhere. The ranks may have different row counts."""
+        if self.world_size == 1:
+            return values
+        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(counts, torch.tensor([len(values)]), group=self.control)
+        longest = int(max(count.item() for count in counts))
+        padded = values.new_zeros((longest, *values.shape[1:]))
+        padded[: len(values)] = values
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)] if self.is_first else None
+        dist.gather(padded, parts, dst=0, group=self.control)
+        if parts is None:
+            return None
+        return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+    def broadcast(self, values: list[str]) -> None:
+        """Replaces `values` by the first rank's."""
+        if self.world_size > 1:
+            dist.broadcast_object_list(values, src=0, group=self.control)
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.control)
+
+    def _reduce(self, values: Tensor, operation: dist.ReduceOp) -> Tensor:
+        if self.world_size > 1:
+            values = values.clone()
+            dist.all_reduce(values, op=operation, group=self.control)
+        return values
+
+
+@contextmanager
+def process_group(device: str = "auto", threads: int | None = None) -> Iterator[Ranks]:
+    """Joins the group that torchrun describes, else makes one of a single process.
+
+    device: "cpu", "cuda" or "auto" (CUDA where there is one); threads: of torch in this process, by default the
+    host's cores divided by its ranks.
+    """
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_ranks))
+    where = _device(device)
+    backend = "nccl" if where.type == "cuda" else "gloo"
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        control = dist.new_group(backend="gloo") if backend != "gloo" else dist.GroupMember.WORLD
+        yield Ranks(dist.get_rank(), dist.get_world_size(), where, control)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(device: str) -> torch.device:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={device!r}: accepted are auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: torch finds no CUDA device here; device=cpu runs the same training")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(where)
+    return where
