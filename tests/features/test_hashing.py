@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 import struct
 
+import numba
 import numpy as np
 import pytest
 import xxhash
 from numpy.typing import NDArray
 
 from torchrank.features.hashing import SEED, bucket, hash_bytes, hash_int64
-from torchrank.features.kernel import kernel
 
 
-@kernel
+@numba.njit  # not cached: numba would not notice a change of hashing.py
 def hash_slices(data: NDArray[np.uint8], offsets: NDArray[np.int64], seed: np.uint64, out: NDArray[np.uint64]) -> None:
     for i in range(len(out)):
         out[i] = hash_bytes(data, offsets[i], offsets[i + 1], seed)

@@ -21,28 +21,37 @@ _ACCEPTED = {
 }
 
 
-def column_from_arrow(name: str, array: pa.Array | pa.ChunkedArray, kind: ColumnType) -> RawColumn:
-    """Raises FeatureError where the array's type is not what the column was declared as."""
+def column_from_arrow(
+    name: str, array: pa.Array | pa.ChunkedArray, kind: ColumnType, rows: NDArray[np.int64] | None = None
+) -> RawColumn:
+    """The column, or only these rows of it. Raises FeatureError where its type is not what it was declared as."""
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
+    array = _without_views(array)
+    if rows is not None:
+        array = array.take(rows)
     if not kind.startswith("list<"):
         return _scalars(name, array, kind)
-    element = kind[len("list<") : -1]
     if pa.types.is_null(array.type):
-        array = array.cast(pa.large_list(pa.null()))
-    if not _is_list(array.type):
-        raise FeatureError(f"column {name!r}: found {array.type}; accepted for {kind}: a list", name)
-    return _lists(name, array, element)
+        array = array.cast(pa.list_(pa.null()))
+    if not any(is_a(array.type) for is_a in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        accepted = "list, large_list or fixed_size_list"
+        raise FeatureError(f"column {name!r}: found {array.type}; accepted for {kind}: {accepted}", name)
+    return _lists(name, array, kind[len("list<") : -1])
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(test(kind) for test in (*tests, pa.types.is_list_view, pa.types.is_large_list_view))
+def _without_views(array: pa.Array) -> pa.Array:
+    """pyarrow cannot take rows of string views."""
+    if pa.types.is_string_view(array.type):
+        return array.cast(pa.large_string())
+    if pa.types.is_list(array.type) and pa.types.is_string_view(array.type.value_type):
+        return array.cast(pa.list_(pa.large_string()))
+    return array
 
 
 def _lists(name: str, array: pa.Array, element: str) -> Lists:
-    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
-        array = array.cast(pa.large_list(array.type.value_type))
+    if pa.types.is_fixed_size_list(array.type):
+        array = array.cast(pa.list_(array.type.value_type))
     offsets = array.offsets.to_numpy().astype(np.int64)
     values = array.values.slice(offsets[0], offsets[-1] - offsets[0])  # `values` knows nothing of array's own slice
     return Lists(frozen(offsets - offsets[0]), _missing(array), _scalars(name, values, element))

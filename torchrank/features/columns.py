@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
+from types import NoneType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -105,7 +107,10 @@ def _strings(values: Sequence[Any], place: Place) -> Strings:
     try:
         joined = "".join(values)
     except TypeError:
-        values = [_text(value, place, row) for row, value in enumerate(values)]
+        if set(map(type, values)) <= {str, NoneType}:
+            values = [value or "" for value in values]
+        else:
+            values = [_text(value, place, row) for row, value in enumerate(values)]
         joined = "".join(values)
     try:
         data = joined.encode()
@@ -129,6 +134,10 @@ def _ints(values: Sequence[Any], place: Place) -> Ints:
     array = _array(values, "bi")
     if array is not None:
         return Ints(frozen(array.astype(np.int64)), NONE_MISSING)
+    if set(map(type, values)) <= {int, NoneType}:
+        with suppress(OverflowError):  # then one is beyond 64 bits, and the loop below finds it
+            filled = np.array([0 if value is None else value for value in values], dtype=np.int64)
+            return Ints(frozen(filled), frozen(np.array([value is None for value in values])))
     out, missing = np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=np.bool_)
     for row, value in enumerate(values):
         if value is None:
@@ -142,6 +151,9 @@ def _ints(values: Sequence[Any], place: Place) -> Ints:
 
 def _floats(values: Sequence[Any], place: Place) -> Floats:
     array = _array(values, "bif")
+    if array is None and set(map(type, values)) <= {int, float, NoneType}:
+        with suppress(OverflowError):  # an int of more than 1,024 bits, which the loop below finds
+            array = np.array(values, dtype=np.float64)  # None becomes NaN
     if array is None:
         array = np.array([_number(value, place, row) for row, value in enumerate(values)], dtype=np.float64)
     with np.errstate(over="ignore"):  # beyond float32 is infinite, and the operators judge that
@@ -176,7 +188,7 @@ def _lists(values: Sequence[Any], kind: str, place: Place) -> Lists:
         for row, value in enumerate(values):
             if value is not None and not isinstance(value, list | tuple):
                 raise _refused(value, f"a list of {kind} or null", place(row))
-        missing = frozen(np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values)))
+        missing = frozen(np.array([value is None for value in values]))
         values = [value or () for value in values]
     offsets = offsets_of(np.fromiter(map(len, values), dtype=np.int64, count=len(values)))
 

@@ -52,10 +52,9 @@ class FeatureTransform:
             first = first_rows_of_requests(request_column, _arrow_column(batch, request_column))
         columns: dict[str, RawColumn] = {}
         for name in self.spec.used_columns():
-            array, column = _arrow_column(batch, name), self.spec.columns[name]
-            if column.side != "item" and len(first) < candidates:
-                array = array.take(first)
-            columns[name] = column_from_arrow(name, array, column.type)
+            column = self.spec.columns[name]
+            rows = first if column.side != "item" and len(first) < candidates else None
+            columns[name] = column_from_arrow(name, _arrow_column(batch, name), column.type, rows)
         user_index = np.repeat(np.arange(len(first)), np.diff(first, append=candidates))
         return self._apply(columns, len(first), user_index, lambda name, _: name)
 
