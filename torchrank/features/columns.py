@@ -184,10 +184,12 @@ def _array(values: Sequence[Any], kinds: str) -> NDArray[Any] | None:
 
 def _lists(values: Sequence[Any], kind: str, place: Place) -> Lists:
     missing = NONE_MISSING
-    if not set(map(type, values)) <= {list, tuple}:
-        for row, value in enumerate(values):
-            if value is not None and not isinstance(value, list | tuple):
-                raise _refused(value, f"a list of {kind} or null", place(row))
+    kinds = set(map(type, values))
+    if not kinds <= {list, tuple}:
+        if not kinds <= {list, tuple, NoneType}:
+            for row, value in enumerate(values):
+                if value is not None and not isinstance(value, list | tuple):
+                    raise _refused(value, f"a list of {kind} or null", place(row))
         missing = frozen(np.array([value is None for value in values]))
         values = [value or () for value in values]
     offsets = offsets_of(np.fromiter(map(len, values), dtype=np.int64, count=len(values)))
