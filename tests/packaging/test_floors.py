@@ -20,3 +20,10 @@ def test_every_module_of_torchrank_is_on_a_floor() -> None:
     }
     present = {f"torchrank.{name}" for name in modules - {"__init__"}} | {"embedding_store", "export"}
     assert not present - named - FREE
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    """import-linter passes over a folder without __init__.py."""
+    for name in ("torchrank", "embedding_store", "export"):
+        for module in (ROOT / name).rglob("*.py"):
+            assert (module.parent / "__init__.py").is_file(), module.parent

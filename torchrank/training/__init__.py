@@ -1,0 +1,1 @@
+"""Training: from a composed configuration to a run with checkpoints and metrics."""
