@@ -30,3 +30,20 @@ def feed(output: Path, users: int, items: int, days: int, rows_per_day: int, see
     click.echo(f"best reachable test AUC: {best}")
     if not meta["created"]:
         click.echo("already there, with the same parameters; nothing was written")
+
+
+@data.command()
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with UCI's census-income.data and census-income.test, plain or .gz.",
+)
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
+@click.option("--seed", default=0, show_default=True, help="Which half of UCI's test file becomes validation.")
+def census(source: Path, output: Path, seed: int) -> None:
+    """UCI Census-Income with the tasks income and never_married."""
+    from torchrank.data.census import write_census
+
+    rows = write_census(source, output, seed)
+    click.echo(f"{output}: {sum(rows.values()):,} rows ({', '.join(f'{n} {rows[n]:,}' for n in rows)})")

@@ -10,9 +10,6 @@ model can rank better than those, so a model's AUC can be read against what ther
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +25,7 @@ from torchrank.data.errors import DataError
 from torchrank.data.feed_columns import FeedTables
 from torchrank.data.feed_days import MEAN_CANDIDATES, Outcomes, Simulation
 from torchrank.data.feed_world import World
+from torchrank.data.new_folder import is_free, new_folder
 
 FORMAT = 1  # raised whenever the same parameters give other bytes
 FIRST_DAY = datetime(2025, 1, 1, tzinfo=UTC)
@@ -72,22 +70,15 @@ def generate_feed(
     existing = _existing(target, parameters)
     if existing is not None:
         return {**existing, "created": False}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        meta = _write(temporary, parameters, progress)
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-        temporary.chmod(0o755)  # mkdtemp gives 0700
-        os.rename(temporary, target)  # also over an empty folder
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+    with new_folder(target) as folder:
+        meta = _write(folder, parameters, progress)
+        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     return {**meta, "created": True}
 
 
 def _existing(target: Path, parameters: FeedParameters) -> dict[str, Any] | None:
     """The meta.json of a set with these parameters, None where the folder is free."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    if is_free(target):
         return None
     accepted = "a new or empty folder, or one that this command wrote with the same parameters"
     try:

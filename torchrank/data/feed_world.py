@@ -41,13 +41,14 @@ RECENCY = 0.88  # weight of a history entry relative to the one after it
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """[U] each; `factor` is [U, FACTORS]; `activity` sums to 1."""
+    """[U] each, but `factor` [U, FACTORS]. `openness` moves the logits of everything; `activity` sums to 1."""
 
     age: Ints
     gender: Ints
     city: Ints
     device: Ints
     factor: Floats
+    openness: Floats
     activity: Floats
 
 
@@ -128,13 +129,14 @@ class World:
         recent, seen = self._recent(requests, category)
         length = (np.log(items.duration[candidates]) - np.log(30)) / 0.8
         slow = (requests.network >= 2)[:, None]
+        openness = self.users.openness[requests.user][:, None]
 
         click = (
-            -2.0 + 0.7 * taste + 0.3 * popular + items.quality[candidates] + 0.35 * hour
-            + 0.5 * hot + 3.2 * recent - 1.5 * seen - 0.15 * length
+            -2.2 + 0.45 * taste + 0.35 * popular + items.quality[candidates] + openness + 0.3 * hour
+            + 0.3 * hot + 3.5 * recent - 1.5 * seen - 0.15 * length
         )  # fmt: skip
         finish = (
-            -0.6 + 0.6 * taste + items.grip[candidates] + 0.4 * hot + 2.0 * recent
+            -0.6 + 0.4 * taste + items.grip[candidates] + 0.5 * openness + 0.25 * hot + 2.0 * recent
             - (0.7 + 0.5 * slow) * length - 0.3 * slow
         )  # fmt: skip
         p_click = _sigmoid(click)
@@ -174,13 +176,13 @@ def _make_items(count: int, category_factor: Floats, generator: np.random.Genera
     tags = np.where(chosen, category[:, None] * TAGS_PER_CATEGORY + within, -1)
     of_tags = (tag_factor[tags] * chosen[:, :, None]).sum(axis=1) / number[:, None]
     own = generator.normal(size=(count, FACTORS))
-    quality, grip = 0.35 * author_quality[:, author] + 0.15 * generator.normal(size=(2, count))
+    quality, grip = 0.55 * author_quality[:, author] + 0.15 * generator.normal(size=(2, count))
     return Items(
         category=category,
         tags=tags,
         author=author,
         duration=np.clip(np.exp(generator.normal(np.log(30), 0.8, size=count)), 3, 600).round(1).astype(np.float32),
-        factor=0.5 * category_factor[category] + 0.5 * of_tags + 0.15 * own,
+        factor=0.7 * category_factor[category] + 0.4 * of_tags + 0.1 * own,
         popularity=generator.permutation(_zipf(count, ZIPF)),
         quality=quality,
         grip=grip,
@@ -191,6 +193,8 @@ def _make_users(count: int, generator: np.random.Generator) -> Users:
     age = np.clip(generator.normal(33, 13, size=count), 13, 80).astype(np.int64)
     gender = generator.choice(len(GENDERS), size=count, p=(0.48, 0.48, 0.04))
     city = generator.choice(len(CITIES), size=count, p=_zipf(len(CITIES), 0.7))
+    device = generator.choice(len(DEVICES), size=count, p=(0.45, 0.25, 0.08, 0.07, 0.08, 0.07))
+    group = np.digitize(age, AGE_BOUNDS)
     of_group = generator.normal(size=(len(AGE_BOUNDS) + 1, len(GENDERS), FACTORS))
     of_city = generator.normal(size=(len(CITIES), FACTORS))
     own = generator.normal(size=(count, FACTORS))
@@ -199,8 +203,11 @@ def _make_users(count: int, generator: np.random.Generator) -> Users:
         age=age,
         gender=gender,
         city=city,
-        device=generator.choice(len(DEVICES), size=count, p=(0.45, 0.25, 0.08, 0.07, 0.08, 0.07)),
-        factor=0.8 * of_group[np.digitize(age, AGE_BOUNDS), gender] + 0.4 * of_city[city] + 0.35 * own,
+        device=device,
+        factor=0.8 * of_group[group, gender] + 0.25 * of_city[city] + 0.2 * own,
+        openness=generator.normal(size=len(AGE_BOUNDS) + 1)[group] * 0.4
+        + generator.normal(size=len(DEVICES))[device] * 0.4
+        + generator.normal(size=count) * 0.2,
         activity=activity / activity.sum(),
     )
 

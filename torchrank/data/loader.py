@@ -112,7 +112,7 @@ class Loader:
 
 
 def _columns(spec: FeatureSpec, labels: tuple[str, ...], keep: tuple[str, ...], request_column: str | None) -> Columns:
-    inputs = dict.fromkeys(name for feature in spec.features for name in feature.inputs)
+    inputs = spec.used_columns()
     leaked = [name for name in labels if name in inputs]
     if leaked:
         raise ValueError(f"columns {leaked} are labels and inputs of features: a model would read its answer")
