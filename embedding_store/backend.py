@@ -112,6 +112,10 @@ class Backend(ABC):
         """Raises UnknownRelease; an unfinished release is unknown."""
 
     @abstractmethod
+    def contains(self, manifest: ReleaseManifest) -> bool:
+        """Whether this release is complete. Raises ReleaseConflict where its name is taken by other content."""
+
+    @abstractmethod
     def histories(self) -> dict[str, History]:
         """By model, of the models that were ever activated."""
 

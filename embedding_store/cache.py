@@ -21,7 +21,7 @@ WAYS = 8
 _ALIGN = 64
 _FIXED_BYTES = 3 * _ALIGN  # lost to the alignment of the arrays
 # counters
-HITS, MISSES, EVICTIONS, ENTRIES = 0, 1, 2, 3
+HITS, MISSES, EVICTIONS, ABSENTS, ENTRIES = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ def _probe(tags, stamps, data, whole, tick, ids, default, rows, status, misses, 
         stamps[place, way] = touch(stamps[place, way], tick)
         if stamps[place, way] & ABSENT_BIT:
             status[i] = ABSENT
+            counters[ABSENTS] += 1
             for byte in range(width):
                 rows[i, byte] = default[byte]
         else:
@@ -119,9 +120,12 @@ def _insert(tags, stamps, data, whole, tick, ids, rows, found, only_empty, count
 
 
 class TableCache:
-    """Thread-safe. `budget` in bytes bounds everything it allocates; too small a budget gives a cache of nothing."""
+    """Thread-safe. `budget` in bytes bounds everything it allocates; too small a budget gives a cache of nothing.
 
-    def __init__(self, table: TableInfo, budget: int) -> None:
+    Counting goes on where `before`, the same table's cache of another size, left off.
+    """
+
+    def __init__(self, table: TableInfo, budget: int, before: TableCache | None = None) -> None:
         whole_sets = -(-table.rows // WAYS)
         affordable = max(0, budget - _FIXED_BYTES) // (WAYS * entry_bytes(table.row_bytes))
         self.sets = min(whole_sets, affordable)
@@ -131,8 +135,8 @@ class TableCache:
         self._stamps[:] = EMPTY
         self._data = _aligned(self.sets * WAYS * table.row_bytes).reshape(self.sets * WAYS, table.row_bytes)
         self._default = default_row(table)
-        self._counters = np.zeros(4, np.int64)
-        self._absent = 0
+        self._counters = np.zeros(5, np.int64) if before is None else before.counters()
+        self._counters[ENTRIES] = 0
         self._tick = 0
         self._lock = threading.Lock()
 
@@ -174,12 +178,16 @@ class TableCache:
 
     def count_absent(self, ids: int) -> None:
         with self._lock:
-            self._absent += ids
+            self._counters[ABSENTS] += ids
+
+    def counters(self) -> NDArray[np.int64]:
+        """A copy: int64 [5], by HITS … ENTRIES."""
+        with self._lock:
+            return self._counters.copy()
 
     def stats(self) -> TableStats:
-        with self._lock:
-            hits, misses, evictions, entries = (int(value) for value in self._counters)
-            return TableStats(hits, misses, self._absent, evictions, entries, self.capacity, self.bytes)
+        hits, misses, evictions, absent, entries = (int(value) for value in self.counters())
+        return TableStats(hits, misses, absent, evictions, entries, self.capacity, self.bytes)
 
     def _next_tick(self) -> np.uint32:
         """One tick a look-up. When they run out, all entries become equally old."""

@@ -34,10 +34,13 @@ def divide(tables: Sequence[TableInfo], budget: int) -> dict[str, int]:
 
 
 class ReleaseCache:
-    def __init__(self, manifest: ReleaseManifest, budget: int) -> None:
+    def __init__(self, manifest: ReleaseManifest, budget: int, before: ReleaseCache | None = None) -> None:
         shares = divide(manifest.tables, budget)
         self.manifest = manifest
-        self.tables: TableCaches = {table.name: TableCache(table, shares[table.name]) for table in manifest.tables}
+        self.tables: TableCaches = {
+            table.name: TableCache(table, shares[table.name], before and before.tables[table.name])
+            for table in manifest.tables
+        }
         self.bytes = sum(cache.bytes for cache in self.tables.values())
         self.used = time.monotonic()
 
@@ -78,8 +81,9 @@ class CacheBudget:
         with self._lock:
             cached = self._cached.get(manifest.name)
             if cached is None:
+                before = self._bypass.pop(manifest.name, None)
                 self._make_room(manifest)
-                cached = self._cached[manifest.name] = ReleaseCache(manifest, self._share(manifest))
+                cached = self._cached[manifest.name] = ReleaseCache(manifest, self._share(manifest), before)
             return cached.tables
 
     def _share(self, manifest: ReleaseManifest) -> int:
@@ -90,12 +94,9 @@ class CacheBudget:
         model's cache that is larger than its share goes too, and comes back smaller with that model's next look-up."""
         share = self._share(manifest)
         for name, cache in list(self._cached.items()):
-            if cache.manifest.model == manifest.model:
+            if cache.manifest.model == manifest.model or cache.bytes > share:
                 del self._cached[name]
-                self._bypass[name] = ReleaseCache(cache.manifest, 0)
-            elif cache.bytes > share:
-                del self._cached[name]
-        self._bypass.pop(manifest.name, None)
+                self._bypass[name] = ReleaseCache(cache.manifest, 0, cache)
         while len(self._bypass) > MAX_BYPASSED:
             del self._bypass[next(iter(self._bypass))]
 

@@ -83,6 +83,13 @@ class MemmapBackend(Backend):
         self._manifests[release] = manifest
         return manifest
 
+    def contains(self, manifest: ReleaseManifest) -> bool:
+        if not (self._release_folder(manifest.name) / "manifest.json").exists():
+            return False  # the directory itself may be missing: the first publication makes it
+        if namespace(self.manifest(manifest.name)) != namespace(manifest):
+            raise conflict(self.address, manifest.name)
+        return True
+
     def histories(self) -> dict[str, History]:
         models = [name.removesuffix(".json") for name in self._names("active") if name.endswith(".json")]
         return {model: self.history(model) for model in models}
@@ -124,21 +131,12 @@ class MemmapBackend(Backend):
         if not info.hot_ids:
             return np.empty(0, np.int64)
         path = self._release_folder(release) / "tables" / f"{table}.hot"
-        try:
+        with self.guard():
             return np.frombuffer(path.read_bytes(), "<i8").astype(np.int64)
-        except OSError as error:
-            raise StoreUnavailable(f"{self.address}: cannot read {path}: {error.strerror}") from error
 
     def writer(self, manifest: ReleaseManifest) -> ReleaseWriter:
-        self.check_content(manifest)
+        self.contains(manifest)
         return MemmapWriter(self, self._folder, manifest)
-
-    def check_content(self, manifest: ReleaseManifest) -> None:
-        """Raises ReleaseConflict where a complete release of this name has other content."""
-        if not (self._release_folder(manifest.name) / "manifest.json").exists():
-            return
-        if namespace(self.manifest(manifest.name)) != namespace(manifest):
-            raise conflict(self.address, manifest.name)
 
     def close(self) -> None:
         with self._lock:
@@ -151,13 +149,11 @@ class MemmapBackend(Backend):
             return known
         info = self.manifest(release).table(table)
         path = self._release_folder(release) / "tables" / f"{table}.pages"
-        try:
+        with self.guard():
             size = path.stat().st_size
             if size != info.bytes:  # reading past the end of a mapped file would kill the process
                 raise StoreUnavailable(f"{path} has {size} bytes; release {release} must have {info.bytes}: damaged")
             pages = np.memmap(path, np.uint8, "r", shape=(info.rows, info.row_bytes))
-        except OSError as error:
-            raise StoreUnavailable(f"{self.address}: cannot read {path}: {error.strerror}") from error
         with self._lock:
             return self._maps.setdefault((release, table), np.asarray(pages))
 
@@ -194,7 +190,7 @@ class MemmapBackend(Backend):
         except OSError as error:
             if isinstance(error, StoreUnavailable):
                 raise
-            raise StoreUnavailable(f"{self.address}: cannot write {error.filename or ''}: {error.strerror}") from error
+            raise StoreUnavailable(f"{self.address}: {error.filename or ''}: {error.strerror}") from error
 
 
 class MemmapWriter(ReleaseWriter):
@@ -266,7 +262,7 @@ class MemmapWriter(ReleaseWriter):
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                self._backend.check_content(self._manifest)
+                self._backend.contains(self._manifest)
                 shutil.rmtree(self._folder)  # the same release was committed meanwhile; this copy is our own
             _sync_folder(self._target.parent)
 

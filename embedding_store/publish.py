@@ -15,7 +15,7 @@ import msgspec
 
 from embedding_store.backend import Backend, ReleaseWriter
 from embedding_store.codec import check_name, check_table
-from embedding_store.errors import InvalidRelease, UnknownRelease
+from embedding_store.errors import InvalidRelease
 from embedding_store.pages import read_hot
 from embedding_store.release import ReleaseManifest, TableInfo
 
@@ -57,9 +57,9 @@ def publish(bundle: Path, backend: Backend, *, progress: Progress = no_progress)
     store has a release of this name with other content), StoreUnavailable.
     """
     manifest = read_release_manifest(bundle)
-    with backend.writer(manifest) as writer:  # raises where a release of this name has other content
-        if _is_complete(backend, manifest):
-            return manifest
+    if backend.contains(manifest):
+        return manifest
+    with backend.writer(manifest) as writer:
         verified = writer.verified()
         total = 2 * sum(table.bytes for table in manifest.tables)
         done = 0
@@ -72,14 +72,6 @@ def publish(bundle: Path, backend: Backend, *, progress: Progress = no_progress)
             progress(f"verified {table.name}", done, total)
         writer.commit()
     return manifest
-
-
-def _is_complete(backend: Backend, manifest: ReleaseManifest) -> bool:
-    try:
-        backend.manifest(manifest.name)
-    except UnknownRelease:
-        return False
-    return True
 
 
 def _publish_table(folder: Path, table: TableInfo, writer: ReleaseWriter, address: str) -> Iterator[tuple[str, int]]:

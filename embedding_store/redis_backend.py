@@ -82,6 +82,15 @@ class RedisBackend(Backend):
     def manifest(self, release: str) -> ReleaseManifest:
         return self._record(release).manifest
 
+    def contains(self, manifest: ReleaseManifest) -> bool:
+        with self.errors():
+            complete = cast(bytes | None, self.control.hget(self.key("releases"), manifest.name))
+        if complete is None:
+            return False
+        if self._decode(manifest.name, complete).namespace != namespace(manifest):
+            raise conflict(self.address, manifest.name)
+        return True
+
     def histories(self) -> dict[str, History]:
         with self.errors():
             found = cast(dict[bytes, bytes], self.control.hgetall(self.key("active")))
@@ -152,10 +161,7 @@ class RedisBackend(Backend):
         return np.frombuffer(content or b"", "<i8").astype(np.int64)
 
     def writer(self, manifest: ReleaseManifest) -> ReleaseWriter:
-        with self.errors():
-            complete = cast(bytes | None, self.control.hget(self.key("releases"), manifest.name))
-        if complete is not None and self._decode(manifest.name, complete).namespace != namespace(manifest):
-            raise conflict(self.address, manifest.name)
+        self.contains(manifest)
         return RedisWriter(self, manifest)
 
     def close(self) -> None:

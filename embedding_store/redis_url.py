@@ -24,6 +24,7 @@ from embedding_store.codec import check_name
 from embedding_store.errors import InvalidRelease, InvalidStoreURL
 
 PASSWORD_VARIABLE = "TORCHRANK_REDIS_PASSWORD"
+_ESCAPE = "a password with / : @ # ? in it must be escaped (%2F %3A %40 %23 %3F)"
 _OPTIONS = ("db", "prefix", "timeout", "password_file", "ca_file")
 
 
@@ -53,6 +54,10 @@ class RedisAddress:
 def parse_redis_url(url: str) -> RedisAddress:
     """Raises InvalidStoreURL, whose message does not repeat the URL: it may hold a password."""
     parts = urlsplit(url)
+    if (
+        parts.fragment or "@" in parts.path + parts.query
+    ):  # the rest of a password; messages below may quote these parts
+        raise InvalidStoreURL(f"the store URL has a # or a second @; {_ESCAPE}")
     options = _options(parts)
     unix = parts.scheme == "redis+unix"
     if unix and (parts.hostname or not parts.path.startswith("/") or parts.path == "/"):
@@ -87,11 +92,8 @@ def _options(parts: SplitResult) -> dict[str, str]:
 def _port(parts: SplitResult) -> int:
     try:
         return parts.port or 6379
-    except ValueError:
-        # urllib's message, and thus its cause, quotes what stands there: a password with an unescaped '/' or '@'
-        raise InvalidStoreURL(
-            "the store URL's port is not a number from 1 to 65535; a password with / : @ # ? in it must be escaped"
-        ) from None
+    except ValueError:  # not chained: urllib's message quotes what stands there, which may be half a password
+        raise InvalidStoreURL(f"the store URL's port is not a number from 1 to 65535; {_ESCAPE}") from None
 
 
 def _database(text: str) -> int:

@@ -1,0 +1,90 @@
+"""Small bundles with random tables, and what a store must answer for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_store.codec import decode
+from embedding_store.pages import PageWriter
+from embedding_store.release import Codec, ReleaseManifest
+
+
+@dataclass
+class TestTable:
+    __test__ = False
+    name: str
+    codec: Codec
+    rows: int
+    dim: int
+    hot: int = 0
+    default: bool = False
+
+
+TABLES = (
+    TestTable("item", "fp16", rows=5000, dim=16, hot=500),
+    TestTable("wide.item", "fp32", rows=5000, dim=1, default=True),
+    TestTable("user", "fp32", rows=1300, dim=32, hot=100, default=True),  # 63 rows a page: pages of 8,064 bytes
+    TestTable("tiny", "fp16", rows=1, dim=3),
+    TestTable("page", "fp32", rows=126, dim=32, hot=126),  # two full pages, exactly
+    TestTable("broad", "fp32", rows=9, dim=3000),  # a row larger than a page
+)
+
+
+@dataclass
+class Bundle:
+    folder: Path
+    manifest: ReleaseManifest
+    values: dict[str, NDArray[np.float32]]  # [rows + 1, dim], as the codec keeps them; the last is the default row
+    hot: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    def expected(self, table: str, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Values [n, dim] and found [n], by a loop."""
+        values = self.values[table]
+        found = np.array([0 <= row < len(values) - 1 for row in ids.tolist()], np.bool_)
+        rows = [values[row] if ok else values[-1] for row, ok in zip(ids.tolist(), found.tolist(), strict=True)]
+        return np.array(rows, np.float32).reshape(len(ids), values.shape[1]), found
+
+
+def rounded(codec: Codec, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return rows.astype(np.float16).astype(np.float32) if codec == "fp16" else rows
+
+
+def make_bundle(
+    folder: Path, seed: int, *, model: str = "demo", version: str = "1", tables: tuple[TestTable, ...] = TABLES
+) -> Bundle:
+    rng = np.random.default_rng(seed)
+    (folder / "tables").mkdir(parents=True)
+    infos, values, hot = [], {}, {}
+    for table in tables:
+        rows = rng.standard_normal((table.rows + 1, table.dim)).astype(np.float32)
+        hot_ids = rng.permutation(table.rows)[: table.hot].astype(np.int64)
+        with PageWriter(folder / "tables", table.name, table.codec, table.dim) as writer:
+            for start in range(0, table.rows, 777):
+                writer.append(rows[start : min(start + 777, table.rows)])
+            if not table.default:
+                rows[-1] = 0
+            infos.append(writer.finish(hot_ids=hot_ids, default_row=rows[-1] if table.default else None))
+        values[table.name], hot[table.name] = rounded(table.codec, rows), hot_ids
+    manifest = ReleaseManifest(model, version, "2026-01-02T03:04:05Z", tuple(infos))
+    content = msgspec.to_builtins(manifest) | {"features": "more keys than a store reads"}
+    (folder / "manifest.json").write_bytes(msgspec.json.encode(content))
+    return Bundle(folder, manifest, values, hot)
+
+
+def check_rows(
+    bundle: Bundle, table: str, ids: NDArray[np.int64], rows: NDArray[np.uint8], found: NDArray[np.bool_]
+) -> None:
+    """rows uint8 [n, row_bytes], compared where found."""
+    expected, present = bundle.expected(table, ids)
+    np.testing.assert_array_equal(found, present)
+    got = decode(bundle.manifest.table(table).codec, rows)
+    np.testing.assert_array_equal(got[present], expected[present])

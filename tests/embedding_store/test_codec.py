@@ -1,0 +1,135 @@
+"""Row codecs against numpy's own conversions, page geometry against the allocator's size classes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from embedding_store.codec import CODECS, check_name, check_table, decode, encode, encode_table, page_rows, row_bytes
+from embedding_store.errors import InvalidRelease
+from embedding_store.pages import PageWriter, read_hot, write_hot
+from embedding_store.release import Codec, TableInfo
+
+ROWS = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(0, 20), st.integers(1, 40)),
+    elements=st.floats(-65504, 65504, width=32),
+)
+
+
+@given(ROWS)
+def test_fp32_gives_back_the_same_bits(rows: np.ndarray) -> None:
+    encoded = encode("fp32", rows)
+    assert encoded.dtype == np.uint8
+    assert encoded.shape == (len(rows), 4 * rows.shape[1])
+    np.testing.assert_array_equal(decode("fp32", encoded).view(np.uint32), rows.view(np.uint32))
+
+
+@given(ROWS)
+def test_fp16_is_the_nearest_half(rows: np.ndarray) -> None:
+    got = decode("fp16", encode("fp16", rows)).astype(np.float64)
+    exact = rows.astype(np.float64)
+    # half a unit in the last place: 2^-11 relative, 2^-25 absolute among subnormals
+    assert (np.abs(got - exact) <= np.maximum(np.abs(exact) * 2.0**-11, 2.0**-25)).all()
+
+
+def test_every_half_is_decoded() -> None:
+    bits = np.arange(65536, dtype=np.uint16)
+    with np.errstate(invalid="ignore"):
+        got = decode("fp16", bits.view(np.uint8).reshape(256, 512))
+    np.testing.assert_array_equal(got.ravel(), bits.view(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")])
+def test_values_that_are_not_finite_are_refused(codec: Codec, value: float, shown: str) -> None:
+    rows = np.ones((10, 4), np.float32)
+    rows[7, 2] = value
+    with pytest.raises(InvalidRelease, match=rf"table 'item': id 1007, column 2 is {shown}; rows must be finite"):
+        encode_table("item", codec, rows, first_id=1000)
+
+
+def test_what_a_half_cannot_hold_is_refused() -> None:
+    rows = np.full((3, 2), 65519.0, np.float32)  # rounds down to 65504
+    assert (decode("fp16", encode_table("item", "fp16", rows)) == 65504).all()
+    rows[2, 1] = 65520.0
+    with pytest.raises(InvalidRelease, match=r"id 2, column 1 is 65520; fp16 holds at most ±65504: use"):
+        encode_table("item", "fp16", rows)
+
+
+def test_pages_stay_in_their_size_class() -> None:
+    assert page_rows(128) == 63
+    for width in range(1, 9000):
+        rows = page_rows(width)
+        fits = rows * width + 6 <= 8192
+        assert fits or rows == 1
+        assert (rows + 1) * width + 6 > 8192
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a:b", "-a", "a b", "ä", "a" * 129, "a\n"])
+def test_names_that_are_no_file_names_are_refused(name: str) -> None:
+    with pytest.raises(InvalidRelease, match=r"table .*: a name has 1 to 128 letters"):
+        check_name("table", name)
+
+
+def test_geometry_must_fit_the_codec() -> None:
+    good = TableInfo(name="t", rows=1, dim=4, codec="fp16", row_bytes=8, page_rows=63, sha256="")
+    check_table(good)
+    with pytest.raises(InvalidRelease, match="row_bytes is 16; fp16 of dim 4 takes 8"):
+        check_table(TableInfo(name="t", rows=1, dim=4, codec="fp16", row_bytes=16, page_rows=63, sha256=""))
+    with pytest.raises(InvalidRelease, match="default_row has 3 bytes instead of 8"):
+        check_table(
+            TableInfo(name="t", rows=1, dim=4, codec="fp16", row_bytes=8, page_rows=63, sha256="", default_row=b"abc")
+        )
+    with pytest.raises(InvalidRelease, match="row codec 'int4' is unknown; accepted: fp32, fp16"):
+        row_bytes("int4", 4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_pages_file_is_the_rows_one_after_another(tmp_path: Path, codec: Codec) -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((1000, 16)).astype(np.float32)
+    hot = np.array([5, 999, 0])
+    default = rng.standard_normal(16).astype(np.float32)
+    with PageWriter(tmp_path, "item", codec, 16) as writer:
+        for part in np.array_split(rows, 7):
+            writer.append(part)
+        table = writer.finish(hot_ids=hot, default_row=default)
+    content = (tmp_path / "item.pages").read_bytes()
+    assert content == encode(codec, rows).tobytes()
+    assert table == TableInfo(
+        name="item", rows=1000, dim=16, codec=codec, row_bytes=row_bytes(codec, 16),
+        page_rows=page_rows(row_bytes(codec, 16)), sha256=hashlib.sha256(content).hexdigest(), hot_ids=3,
+        default_row=encode(codec, default[None]).tobytes(),
+    )  # fmt: skip
+    np.testing.assert_array_equal(read_hot(tmp_path, table), hot)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["item.hot", "item.pages"]
+
+
+def test_an_interrupted_writing_leaves_nothing(tmp_path: Path) -> None:
+    with PageWriter(tmp_path, "item", "fp32", 2) as writer:
+        writer.append(np.ones((3, 2), np.float32))
+        with pytest.raises(InvalidRelease, match="id 3, column 0 is nan"):
+            writer.append(np.full((1, 2), np.nan, np.float32))
+        with pytest.raises(InvalidRelease, match=r"rows are \[1, 3\]; expected \[n, 2\]"):
+            writer.append(np.ones((1, 3), np.float32))
+    assert list(tmp_path.iterdir()) == []
+    with PageWriter(tmp_path, "item", "fp32", 2) as writer, pytest.raises(InvalidRelease, match="'item' has no rows"):
+        writer.finish()
+
+
+def test_hot_lists_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRelease, match="table 't': hot id 10 is outside 0 … 9"):
+        write_hot(tmp_path, "t", np.array([1, 10]), rows=10)
+    with pytest.raises(InvalidRelease, match="names an id twice"):
+        write_hot(tmp_path, "t", np.array([1, 1]), rows=10)
+    write_hot(tmp_path, "t", np.array([1, 2]), rows=10)
+    table = TableInfo(name="t", rows=10, dim=1, codec="fp32", row_bytes=4, page_rows=9, sha256="", hot_ids=3)
+    with pytest.raises(InvalidRelease, match="has 16 bytes; 3 ids take 24"):
+        read_hot(tmp_path, table)

@@ -1,0 +1,227 @@
+"""Redis stopped, restarted, paused, full, behind a password: errors that say so, and nothing that gives secrets away."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_store.backend import namespace
+from embedding_store.errors import InvalidStoreURL, StoreError, StoreUnavailable
+from embedding_store.open import open_backend, open_store
+from embedding_store.publish import publish
+from embedding_store.redis_url import PASSWORD_VARIABLE, RedisAddress, parse_redis_url
+from embedding_store.redis_wire import encode_getrange
+from embedding_store.releases import activate
+from tests.embedding_store.bundles import Bundle, TestTable, make_bundle
+from tests.redis_server import RedisServer
+
+IDS = {"item": np.arange(10, dtype=np.int64)}
+SECRET = "sesame/2@x"
+ESCAPED = "sesame%2F2%40x"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle", seed=2)
+
+
+def test_a_stopped_server_is_named(redis_server: RedisServer, bundle: Bundle) -> None:
+    redis_server.stop()
+    host = rf"redis://127\.0\.0\.1:{redis_server.port}/0"
+    with open_store(redis_server.tcp_url) as store:
+        for ask in (
+            lambda: store.lookup(bundle.name, IDS),
+            lambda: store.manifest(model="demo"),
+            lambda: publish(bundle.folder, store.backend),
+            store.backend.releases,
+        ):
+            with pytest.raises(StoreUnavailable, match=rf"{host} cannot be reached: .*[Cc]onnection refused"):
+                ask()
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_server_that_stops_while_it_serves(redis_server: RedisServer, bundle: Bundle, tcp: bool) -> None:
+    url = redis_server.tcp_url if tcp else redis_server.url
+    with open_store(url, cache_bytes=100_000) as store:
+        publish(bundle.folder, store.backend)
+        store.lookup(bundle.name, IDS)
+        redis_server.stop()
+        store.lookup(bundle.name, IDS)  # from the cache
+        with pytest.raises(StoreUnavailable, match="redis.* cannot be reached"):
+            store.lookup(bundle.name, {"item": np.arange(20, dtype=np.int64)})
+        redis_server.start()  # empty: nothing was saved
+        with pytest.raises(StoreUnavailable, match=r"has lost page 0 of table 'item' of demo@1 \(evicted or deleted\?"):
+            store.lookup(bundle.name, {"item": np.arange(20, dtype=np.int64)})
+        publish(bundle.folder, store.backend)
+        reply = store.lookup(bundle.name, {"item": np.arange(20, dtype=np.int64)})
+        assert (reply.tables["item"].status == 0).all()
+
+
+def test_the_timeout_reaches_the_socket(redis_server: RedisServer, bundle: Bundle) -> None:
+    with open_store(f"{redis_server.tcp_url}?timeout=0.5") as store:
+        publish(bundle.folder, store.backend)
+        store.lookup(bundle.name, IDS, timeout=10)
+        redis_server.pause()
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0.05 s"):
+            store.lookup(bundle.name, IDS, timeout=0.05)  # on a connection that was open
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0.04 s"):
+            store.lookup(bundle.name, {"item": np.zeros(2_000_000, np.int64) + np.arange(2_000_000)}, timeout=0.04)
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0.5 s"):
+            store.lookup(bundle.name, IDS)
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0.5 s"):
+            store.manifest(model="demo")
+        redis_server.resume()
+        assert (store.lookup(bundle.name, IDS).tables["item"].status == 0).all()
+
+
+def test_a_full_server_refuses_the_release_and_keeps_the_active_one(tmp_path: Path) -> None:
+    server = RedisServer("--maxmemory", "8mb", "--maxmemory-policy", "noeviction")
+    try:
+        with open_backend(server.url) as backend:
+            small = make_bundle(tmp_path / "small", 1)
+            publish(small.folder, backend)
+            activate(backend, small.name)
+            tables = (TestTable("item", "fp32", rows=200_000, dim=16),)
+            large = make_bundle(tmp_path / "large", 2, version="2", tables=tables)
+            with pytest.raises(StoreUnavailable, match="has no memory left for writing"):
+                publish(large.folder, backend)
+            assert backend.active("demo") == small.name
+            assert list(backend.releases()) == [small.name]
+            assert backend.fetch(small.name, IDS)["item"][1].all()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def guarded() -> Iterator[RedisServer]:
+    server = RedisServer("--requirepass", SECRET)
+    yield server
+    server.close()
+
+
+def everything_shown(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)) + repr(error)
+
+
+def test_a_password_is_used_and_never_shown(
+    guarded: RedisServer, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    caplog.set_level(logging.DEBUG)
+    (tmp_path / "password").write_text(f"{SECRET}\n")
+    tcp = f"redis://:{ESCAPED}@127.0.0.1:{guarded.port}"
+    for url in (
+        tcp,
+        f"redis+unix://:{ESCAPED}@{guarded.socket}",
+        f"{guarded.url}?password_file={tmp_path / 'password'}",
+    ):
+        with open_store(url) as store:
+            publish(bundle.folder, store.backend)
+            assert (store.lookup(bundle.name, IDS).tables["item"].status == 0).all()
+            assert SECRET not in store.backend.address
+    monkeypatch.setenv(PASSWORD_VARIABLE, SECRET)
+    with open_backend(guarded.tcp_url) as backend:
+        assert backend.fetch(bundle.name, IDS)["item"][1].all()
+        guarded.stop()
+        for ask in (lambda: backend.fetch(bundle.name, IDS), backend.releases):
+            with pytest.raises(StoreUnavailable) as caught:
+                ask()
+            assert SECRET not in everything_shown(caught.value)
+    assert SECRET not in caplog.text
+    assert SECRET not in repr(parse_redis_url(tcp))
+
+
+def test_wrong_credentials_are_refused_without_showing_them(guarded: RedisServer, bundle: Bundle) -> None:
+    for url, secret in ((f"redis://:wrong-one@127.0.0.1:{guarded.port}", "wrong-one"), (guarded.tcp_url, SECRET)):
+        with open_backend(url) as backend, pytest.raises(StoreUnavailable, match="refused the credentials") as caught:
+            publish(bundle.folder, backend)
+        assert secret not in everything_shown(caught.value)
+    with open_backend(f"redis://:{ESCAPED}@127.0.0.1:{guarded.port}") as backend:
+        publish(bundle.folder, backend)
+        guarded.client().execute_command("AUTH", SECRET)
+        with guarded_client(guarded) as client:
+            client.config_set("requirepass", "another")
+        with pytest.raises(StoreUnavailable, match="refused the connection: WRONGPASS") as caught:
+            backend.fetch(bundle.name, IDS)
+        assert SECRET not in everything_shown(caught.value)
+
+
+def guarded_client(server: RedisServer):  # type: ignore[no-untyped-def]
+    import redis
+
+    return redis.Redis(unix_socket_path=str(server.socket), password=SECRET, protocol=2)
+
+
+def test_other_keys_are_left_alone_and_ours_are_where_they_should_be(redis_server: RedisServer, bundle: Bundle) -> None:
+    with redis_server.client() as client:
+        client.set("somebody:else", "1")
+        with open_backend(f"{redis_server.url}?prefix=shop") as backend:
+            publish(bundle.folder, backend)
+            activate(backend, bundle.name)
+        names = {key.decode() for key in client.scan_iter(count=10_000)}
+        expected = {"somebody:else", "shop:releases", "shop:active"}
+        for table in bundle.manifest.tables:
+            place = f"shop:{namespace(bundle.manifest)}:{table.name}"
+            expected |= {f"{place}:{page}" for page in range(table.pages)} | (
+                {f"{place}:hot"} if table.hot_ids else set()
+            )
+        assert names == expected
+        asked = {line["cmd"] if isinstance(line, dict) else line for line in client.info("commandstats")}
+        assert not {"cmdstat_keys", "cmdstat_flushdb", "cmdstat_flushall"} & asked
+        with open_backend(redis_server.url) as other_prefix:
+            assert other_prefix.releases() == {}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_commands_are_what_redis_expects(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 10 ** rng.integers(1, 18, 200))
+    page_rows, width = int(rng.integers(1, 5000)), int(rng.integers(1, 20000))
+    expected = b""
+    for row in ids.tolist():
+        start = row % page_rows * width
+        arguments = (b"GETRANGE", b"a:b:%d" % (row // page_rows), b"%d" % start, b"%d" % (start + width - 1))
+        expected += b"*4\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(one), one) for one in arguments)
+    assert bytes(encode_getrange(b"a:b:", ids, page_rows, width)) == expected
+
+
+def test_urls() -> None:
+    assert parse_redis_url("redis://h") == RedisAddress(host="h")
+    assert parse_redis_url("rediss://u:p%40@h:1/2?ca_file=/ca&timeout=0.5&prefix=x") == RedisAddress(
+        host="h", port=1, tls=True, ca_file="/ca", username="u", password="p@", db=2, prefix="x", timeout=0.5
+    )
+    assert parse_redis_url("redis+unix:///a/b%20c?db=3") == RedisAddress(socket="/a/b c", db=3)
+    assert str(parse_redis_url("redis://:p@[::1]:7/1")) == "redis://[::1]:7/1"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("ftp://secret@h", r"scheme 'ftp'; accepted: memmap://, redis://, rediss://, redis\+unix://"),
+        ("/var/store", "scheme None; accepted: memmap://"),
+        ("memmap://", "names no directory"),
+        ("redis://", "redis:// names no host"),
+        ("redis://h/x", "database is 'x'; accepted: a number"),
+        ("redis://h/1?db=1", "gives the database twice"),
+        ("redis://h?timout=secret", "option 'timout'; accepted: db, prefix, timeout"),
+        ("redis://h?timeout=0", "timeout is '0'; accepted: seconds, more than 0"),
+        ("redis://h?timeout=nan", "timeout is 'nan'"),
+        ("redis://h?prefix=a:b", "prefix 'a:b': a name has"),
+        ("redis://h:99999", "port is not a number"),
+        ("redis://u:secret/pass@h", r"a password with / : @ # \? in it must be escaped"),
+        ("redis://u:1/secret@h", r"a password with / : @ # \? in it must be escaped"),
+        ("redis://u:1?secret@h", r"a password with / : @ # \? in it must be escaped"),
+        ("redis://u:1#secret@h", r"a password with / : @ # \? in it must be escaped"),
+        ("redis://h?password_file=/nowhere/at/all", "password_file /nowhere/at/all: No such file"),
+        ("redis+unix://path/socket", "needs an absolute path"),
+    ],
+)
+def test_urls_that_are_refused(url: str, message: str) -> None:
+    with pytest.raises(InvalidStoreURL, match=message) as caught:
+        open_backend(url)
+    assert "secret" not in everything_shown(caught.value)
+    assert isinstance(caught.value, StoreError)

@@ -1,0 +1,91 @@
+"""A real redis-server for tests: own directory, free port and unix socket, nothing saved."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import redis
+
+
+class RedisServer:
+    """`start` and `stop` may alternate; port and socket stay the same, the data do not. `pause` stops its answers."""
+
+    def __init__(self, *options: str) -> None:
+        """`options` go to the server, as `--maxmemory 10mb`."""
+        executable = shutil.which("redis-server")
+        if executable is None:
+            raise RuntimeError("no redis-server on PATH, and this test needs one: apt-get install redis-server")
+        # Not under pytest's tmp_path: a socket's path may have 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="torchrank-redis-"))
+        self.socket = self.folder / "redis.sock"
+        self.port = _free_port()
+        self._command = [
+            executable, "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket),
+            "--dir", str(self.folder), "--save", "", "--appendonly", "no", *options,
+        ]  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis+unix://{self.socket}"
+
+    @property
+    def tcp_url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def client(self) -> redis.Redis:
+        """Past everything of ours, to look at what is really stored."""
+        return redis.Redis(unix_socket_path=str(self.socket), protocol=2)
+
+    def start(self) -> None:
+        log = self.folder / "log"
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 20
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"redis-server does not start: {log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """As by kill -9."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """Connections are accepted by the kernel, but nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
+                probe.sendall(b"PING\r\n")
+                return probe.recv(1) in (b"+", b"-")  # PONG, or an error that asks for a password
+        except OSError:
+            return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
