@@ -25,23 +25,35 @@ class Service:
         return self.process.wait(60)
 
 
-def serve_command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "torchrank.cli", "serve", *map(str, arguments)]
+def command_line(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "torchrank.cli", *map(str, arguments)]
 
 
 @contextmanager
 def running_service(log: Path, *arguments: str | Path) -> Iterator[Service]:
     """`torchrank serve ARGUMENTS --port 0`, from its ready line to the end of the block; stderr goes to `log`."""
+    with _running(command_line("serve", *arguments, "--port", "0"), log, " on http://") as (process, line):
+        yield Service(process, line.split()[-1], log)
+
+
+@contextmanager
+def running_sidecar(log: Path, store: str, socket: Path) -> Iterator[subprocess.Popen[str]]:
+    command = command_line("sidecar", "--store", store, "--socket", socket, "--cache-size", "1MiB")
+    with _running(command, log, "ready") as (process, _):
+        yield process
+
+
+@contextmanager
+def _running(command: list[str], log: Path, ready: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with log.open("w") as stderr:
-        command = serve_command(*arguments, "--port", "0")
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            if " on http://" not in line:
+            if ready not in line:
                 process.wait(START_SECONDS)
                 raise AssertionError(f"no ready line but {line!r}; stderr:\n{log.read_text()}")
-            yield Service(process, line.split()[-1], log)
+            yield process, line
         finally:
             if process.poll() is None:
                 process.kill()

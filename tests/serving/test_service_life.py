@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +21,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving.bundle_factory import TinyModel, blank_request, build_bundle, publish_bundle, random_request
-from tests.serving.running import Service, running_service, serve_command
+from tests.serving.running import Service, command_line, running_service, running_sidecar
 from tests.serving.test_service_rank import check_answer, check_error
 
 
@@ -90,7 +91,7 @@ def test_an_address_that_it_cannot_have(folder: Path, model: TinyModel, store_ur
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1]) if what == "port" else "0"
         host = "127.0.0.1" if what == "port" else "203.0.113.7"
-        command = serve_command(model.folder, "--store", store_url, "--host", host, "--port", port)
+        command = command_line("serve", model.folder, "--store", store_url, "--host", host, "--port", port)
         result = failing(command)
     assert result.returncode == 1
     assert result.stderr.startswith(f"Error: cannot listen on {host}:{port}: ")
@@ -98,7 +99,7 @@ def test_an_address_that_it_cannot_have(folder: Path, model: TinyModel, store_ur
 
 
 def test_two_services_do_not_share_a_port(service: Service, model: TinyModel, store_url: str) -> None:
-    command = serve_command(model.folder, "--store", store_url, "--port", str(urlsplit(service.url).port))
+    command = command_line("serve", model.folder, "--store", store_url, "--port", str(urlsplit(service.url).port))
     result = failing(command)
     assert result.returncode == 1
     assert "Address already in use" in result.stderr
@@ -106,7 +107,7 @@ def test_two_services_do_not_share_a_port(service: Service, model: TinyModel, st
 
 def test_an_unpublished_bundle(tmp_path: Path, store_url: str, model: TinyModel) -> None:
     other = build_bundle(tmp_path / "other", version="2")
-    command = serve_command(other.folder, "--store", store_url)
+    command = command_line("serve", other.folder, "--store", store_url)
     result = failing(command)
     assert result.returncode == 1
     assert f"publish it with: torchrank publish {other.folder} --store" in result.stderr
@@ -114,7 +115,7 @@ def test_an_unpublished_bundle(tmp_path: Path, store_url: str, model: TinyModel)
 
 @pytest.mark.parametrize("given", [[], ["--sidecar", "a", "--store", "memmap://b"]], ids=["none", "both"])
 def test_one_source_of_rows(model: TinyModel, given: list[str]) -> None:
-    result = failing(serve_command(model.folder, *given))
+    result = failing(command_line("serve", model.folder, *given))
     assert result.returncode == 2
     assert "give one of --sidecar ADDRESS and --store URL" in result.stderr
 
@@ -178,6 +179,25 @@ def test_a_store_that_dies_is_503(tmp_path: Path, redis_server: Redis) -> None:
         check_error(client.get("/ready"), 503, None, "embedding store: ")
         assert client.get("/health").status_code == 200
         assert samples(client)['torchrank_requests_total{status="503"}'] == 1
+        assert service.terminate() == 0
+
+
+def test_a_sidecar_that_dies_and_comes_back(tmp_path: Path, model: TinyModel, store_url: str) -> None:
+    socket_path = tmp_path / "sidecar.sock"
+    request = random_request(np.random.default_rng(8), 30)
+    with ExitStack() as running:
+        sidecar = running.enter_context(running_sidecar(tmp_path / "sidecar.log", store_url, socket_path))
+        service = running.enter_context(running_service(tmp_path / "log", model.folder, "--sidecar", socket_path))
+        client = running.enter_context(httpx.Client(base_url=service.url, timeout=30))
+        check_answer(model, request, client.post("/rank", json=request))
+        assert client.get("/ready").status_code == 200
+        sidecar.kill()
+        sidecar.wait()
+        check_error(client.post("/rank", json=request), 503, None, str(socket_path))
+        check_error(client.get("/ready"), 503, None, "cannot be reached")
+        running.enter_context(running_sidecar(tmp_path / "second.log", store_url, socket_path))
+        check_answer(model, request, client.post("/rank", json=request))
+        assert client.get("/ready").status_code == 200
         assert service.terminate() == 0
 
 

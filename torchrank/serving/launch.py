@@ -12,6 +12,7 @@ from pathlib import Path
 from embedding_store.client import SidecarClient
 from embedding_store.lookup import EmbeddingLookup
 from embedding_store.open import open_store
+from embedding_store.store import EmbeddingStore
 from export.bundle import read_golden
 from export.session import Scorer
 from torchrank.features.transform import FeatureTransform
@@ -47,6 +48,8 @@ def launch(options: Options, announce: Callable[[str], None]) -> None:
     with ExitStack() as resources:
         lookup = resources.enter_context(_open_lookup(options))
         scorer = Scorer(options.bundle, lookup, variant=options.variant, threads=options.threads, spin=options.spin)
+        if isinstance(lookup, EmbeddingStore):  # a sidecar warms its own
+            lookup.warm(scorer.release)
         metrics = ServiceMetrics(scorer.release)
         transform = FeatureTransform(scorer.manifest.features)
         _warm(Ranker(scorer, transform), options)

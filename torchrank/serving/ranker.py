@@ -16,7 +16,7 @@ class DeadlineExceeded(TimeoutError):
     """The time a request was given ran out before its embeddings were asked for."""
 
 
-class NonFiniteScores(ArithmeticError):
+class NonFiniteScores(ValueError):
     """The graph answered NaN or infinity: no order can be made of that."""
 
 
