@@ -1,4 +1,4 @@
-"""Redis stopped, restarted, paused, full, behind a password: errors that say so, and nothing that gives secrets away."""
+"""Redis stopped, restarted, paused, full, behind a password: errors that say so, and that give no secret away."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
 
 from embedding_store.backend import namespace
 from embedding_store.errors import InvalidStoreURL, StoreError, StoreUnavailable
@@ -52,7 +53,7 @@ def test_a_server_that_stops_while_it_serves(redis_server: RedisServer, bundle: 
         store.lookup(bundle.name, IDS)
         redis_server.stop()
         store.lookup(bundle.name, IDS)  # from the cache
-        with pytest.raises(StoreUnavailable, match="redis.* cannot be reached"):
+        with pytest.raises(StoreUnavailable, match=r"redis.* cannot be reached"):
             store.lookup(bundle.name, {"item": np.arange(20, dtype=np.int64)})
         redis_server.start()  # empty: nothing was saved
         with pytest.raises(StoreUnavailable, match=r"has lost page 0 of table 'item' of demo@1 \(evicted or deleted\?"):
@@ -109,8 +110,12 @@ def everything_shown(error: BaseException) -> str:
 
 
 def test_a_password_is_used_and_never_shown(
-    guarded: RedisServer, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:  # fmt: skip
+    guarded: RedisServer,
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.DEBUG)
     (tmp_path / "password").write_text(f"{SECRET}\n")
     tcp = f"redis://:{ESCAPED}@127.0.0.1:{guarded.port}"
@@ -142,18 +147,11 @@ def test_wrong_credentials_are_refused_without_showing_them(guarded: RedisServer
         assert secret not in everything_shown(caught.value)
     with open_backend(f"redis://:{ESCAPED}@127.0.0.1:{guarded.port}") as backend:
         publish(bundle.folder, backend)
-        guarded.client().execute_command("AUTH", SECRET)
-        with guarded_client(guarded) as client:
+        with redis.Redis(unix_socket_path=str(guarded.socket), password=SECRET, protocol=2) as client:
             client.config_set("requirepass", "another")
         with pytest.raises(StoreUnavailable, match="refused the connection: WRONGPASS") as caught:
             backend.fetch(bundle.name, IDS)
         assert SECRET not in everything_shown(caught.value)
-
-
-def guarded_client(server: RedisServer):  # type: ignore[no-untyped-def]
-    import redis
-
-    return redis.Redis(unix_socket_path=str(server.socket), password=SECRET, protocol=2)
 
 
 def test_other_keys_are_left_alone_and_ours_are_where_they_should_be(redis_server: RedisServer, bundle: Bundle) -> None:
