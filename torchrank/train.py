@@ -19,6 +19,7 @@ from torchrank.training.config import Config
 from torchrank.training.distributed import Ranks, process_group
 from torchrank.training.module import build, feature_schema
 from torchrank.training.progress import Reporter
+from torchrank.training.quiet import quiet_libraries
 from torchrank.training.run import Run, dated_run, find_run, typed
 from torchrank.training.sharding import describe
 from torchrank.training.trainer import Trainer
@@ -28,6 +29,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 def train(composed: DictConfig) -> Progress:
     """One training, from a composed configuration to the run's last checkpoint."""
+    quiet_libraries()
     config = typed(composed)
     feature_schema(config)  # a wrong model or feature is told before any data is made
     with process_group(config.device, config.training.threads) as ranks:

@@ -107,7 +107,7 @@ def _state(
 
 
 def _make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Torch makes optimizer state in the first step: one with a learning rate and a gradient of zero changes nothing."""
+    """Torch makes optimizer state in the first step: one with rate and gradients of zero changes nothing else."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0

@@ -86,7 +86,7 @@ def typed(config: Any) -> Config:
 
 
 def dated_run() -> Run:
-    now = datetime.now()
+    now = datetime.now().astimezone()
     return Run(OUTPUTS / now.strftime("%Y-%m-%d") / now.strftime("%H-%M-%S-%f")[:-3])
 
 
@@ -96,7 +96,7 @@ def find_run(folder: str | Path | None) -> Run:
         latest = OUTPUTS / _LATEST
         if not latest.is_file():
             raise ValueError(
-                "there is no latest run here: train one (python -m torchrank.train +model=mmoe), or name it with --run DIR"
+                "there is no latest run here: train one (python -m torchrank.train +model=mmoe) or name one (--run DIR)"
             )
         folder = latest.read_text().strip()
     run = Run(Path(folder))

@@ -101,6 +101,6 @@ def for_each_scored(
 def group_ids(column: pa.Array) -> NDArray[np.int64]:
     """int64 [N], equal where the values are: the same on every rank, unlike the codes of a dictionary."""
     encoded = column.dictionary_encode()
-    hashes = [xxhash.xxh64_intdigest(str(value)) for value in encoded.dictionary.to_pylist()]
+    hashes = [xxhash.xxh64_intdigest(str(value).encode()) for value in encoded.dictionary.to_pylist()]
     codes = pc.fill_null(encoded.indices, len(hashes)).to_numpy(zero_copy_only=False)
     return np.array([*hashes, 0], np.uint64).view(np.int64)[codes]

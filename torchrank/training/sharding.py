@@ -4,6 +4,7 @@ start that does not depend on the plan."""
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -95,10 +96,8 @@ def _fuse(module: nn.Module, plan: ShardingPlan, optimizer: TableOptimizerConfig
     """A data-parallel table is an ordinary parameter: the trainer gives it a torch optimizer of the same rule."""
     for path, parameters in plan.plan.items():
         collection = module.get_submodule(path)
-        for name, parameter in collection.named_parameters():
-            table = name.split(".")[-2]  # embedding_bags.TABLE.weight, embeddings.TABLE.weight
-            if table not in parameters:  # a table name with dots
-                table = name.split(".", 1)[1].removesuffix(".weight")
+        for key, parameter in collection.named_parameters():
+            table = key.split(".", 1)[1].removesuffix(".weight")  # embedding_bags.TABLE.weight, embeddings.TABLE.weight
             if parameters[table].sharding_type != ShardingType.DATA_PARALLEL.value:
                 apply_optimizer_in_backward(
                     TABLE_OPTIMIZERS[optimizer.name], [parameter], table_optimizer_arguments(optimizer)
@@ -127,19 +126,19 @@ def describe(plan: ShardingPlan) -> list[dict[str, Any]]:
     return sorted(tables, key=lambda entry: str(entry["table"]))
 
 
+# Where `RankingModule` keeps its tables; a table's name may hold dots.
+_TABLE_KEY = re.compile(r"(?:^|\.)embeddings\.(?:pooled\.embedding_bags|unpooled\.embeddings)\.(.+)\.weight$")
+
+
+def table_name(key: str) -> str | None:
+    """`embeddings.pooled.embedding_bags.TABLE.weight` -> `TABLE`; None for the key of a dense parameter."""
+    match = _TABLE_KEY.search(key)
+    return match.group(1) if match else None
+
+
 def table_parameters(sharded: nn.Module) -> dict[str, Tensor | ShardedTensor]:
     """State-dict key -> weights, for every embedding table however it is sharded."""
-    return {
-        key: value for key, value in sharded.state_dict().items() if ".embedding_bags." in key or ".embeddings." in key
-    }
-
-
-def table_name(key: str) -> str:
-    """`embeddings.pooled.embedding_bags.TABLE.weight` -> `TABLE`; a table's name may hold dots."""
-    for middle in (".embedding_bags.", ".embeddings."):
-        if middle in key:
-            return key.split(middle, 1)[1].removesuffix(".weight")
-    raise AssertionError(f"not an embedding table: {key}")
+    return {key: value for key, value in sharded.state_dict().items() if table_name(key) is not None}
 
 
 _CHUNK_ROWS = 4096
@@ -149,13 +148,15 @@ def _fill_tables(sharded: nn.Module, seed: int) -> None:
     """Uniform in ±1/sqrt(dim)/8: a value depends on seed, table, row and column, never on the plan."""
     with torch.no_grad():
         for key, value in table_parameters(sharded).items():
+            name = table_name(key)
+            assert name is not None
             if isinstance(value, ShardedTensor):
                 columns = value.size(1)
                 for shard in value.local_shards():
                     row, column = shard.metadata.shard_offsets
-                    _fill(shard.tensor, table_name(key), seed, columns, row, column)
+                    _fill(shard.tensor, name, seed, columns, row, column)
             else:
-                _fill(value, table_name(key), seed, value.shape[1], 0, 0)
+                _fill(value, name, seed, value.shape[1], 0, 0)
 
 
 def _fill(target: Tensor, table: str, seed: int, columns: int, first_row: int, first_column: int) -> None:

@@ -1,0 +1,38 @@
+"""`torchrank export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--run", "run_dir", type=click.Path(path_type=Path), help="A run's directory; by default the latest run.")
+@click.option("--output", type=click.Path(path_type=Path), help="The bundle to write; by default RUN/bundle.")
+@click.option("--fp16", is_flag=True, help="Also write the dense graph in half precision.")
+@click.option(
+    "--row-codec", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of the embedding rows."
+)
+@click.option("--model", help="Name of the release's model; by default DATA_MODEL.")
+@click.option("--version", help="Name of the release's version; by default its time and configuration.")
+def export(
+    run_dir: Path | None, output: Path | None, fp16: bool, row_codec: str, model: str | None, version: str | None
+) -> None:
+    """Turn a run's best checkpoint into a bundle: ONNX graph, table pages, manifest, golden requests.
+
+    Raw golden rows go through features, pages and ONNX Runtime and must give the trainer's scores; else nothing is
+    written.
+    """
+    from embedding_store.codec import check_codec
+    from export.build import ExportOptions, export_run
+    from torchrank.training.quiet import quiet_libraries
+    from torchrank.training.run import find_run
+
+    quiet_libraries()
+    run = find_run(run_dir)
+    target = output or run.folder / "bundle"
+    options = ExportOptions(fp16=fp16, row_codec=check_codec(row_codec), model=model, version=version)
+    manifest = export_run(run, target, options, tell=lambda text: click.echo(text, err=True))
+    sizes = ", ".join(f"{v.name} {v.bytes:,} bytes" for v in manifest.variants)
+    click.echo(f"{target}: release {manifest.release}, graph {sizes}, {len(manifest.tables)} tables")
