@@ -12,13 +12,17 @@ from torchrank.features.spec import load_feature_spec
 NAMES = sorted(path.stem for path in (config_dir() / "data").glob("*.yaml"))
 
 
-@pytest.fixture(params=NAMES)
-def data(request, tmp_path):
+def composed(name, tmp_path):
     (tmp_path / "primary.yaml").write_text(
-        f"hydra: {{searchpath: ['file://{config_dir()}']}}\ndefaults: [{{data: ???}}, _self_]\n"
+        f"hydra: {{searchpath: ['file://{config_dir()}']}}\ndefaults:\n  - data: ???\n  - _self_\n"
     )
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
-        return compose("primary", overrides=[f"data={request.param}", "data.path=/elsewhere"]).data
+        return compose("primary", overrides=[f"data={name}", "data.path=/elsewhere"]).data
+
+
+@pytest.fixture(params=NAMES)
+def data(request, tmp_path):
+    return composed(request.param, tmp_path)
 
 
 def test_there_are_data_configurations():
@@ -41,9 +45,8 @@ def test_every_declared_column_is_used(data):
     assert list(spec.columns) == list(spec.used_columns())
 
 
-def test_generate_is_callable_with_its_keys(data, tmp_path):
-    if data.generate is None:
-        pytest.skip("this data set is not generated")
-    meta = instantiate(data.generate, output=str(tmp_path / "set"), days=3, rows_per_day=500, progress=False)
+def test_feed_is_generated_with_the_keys_of_its_configuration(tmp_path):
+    generate = composed("feed", tmp_path).generate
+    meta = instantiate(generate, output=str(tmp_path / "set"), days=3, rows_per_day=500, progress=False)
     assert meta["created"]
-    assert meta["parameters"]["users"] == data.generate.users
+    assert meta["parameters"]["users"] == generate.users

@@ -10,7 +10,7 @@ class DataError(ValueError):
     def __init__(self, file: str, *, found: str, accepted: str, column: str | None = None) -> None:
         self.file = file
         self.column = column
-        self.found = found
+        self.found = " ".join(found.split())  # what libraries say may have lines
         self.accepted = accepted
         where = file if column is None else f"{file}: column {column!r}"
-        super().__init__(f"{where}: found {found}; accepted: {accepted}")
+        super().__init__(f"{where}: found {self.found}; accepted: {accepted}")
