@@ -102,42 +102,36 @@ class Sidecar:
             self._server["addresses"] = ",".join(addresses)
             listening(" ".join(addresses))
             await self._stop.wait()
+            if unix is not None:
+                unix.remove()  # whoever comes now finds no sidecar, rather than one that ends
             await self._drain(servers)
         finally:
-            for server in servers:
-                server.close()
             if unix is not None:
                 unix.remove()
+            for server in servers:
+                server.close()
 
     def _connection(self) -> Connection:
         return Connection(self._commands, resp.CommandParser(self._options.max_frame), self._connections)
 
     async def _drain(self, servers: list[asyncio.Server]) -> None:
-        # Connections that the kernel has completed but nobody has accepted yet are served too.
-        await asyncio.sleep(0)
+        # Connections that the kernel has made and nobody has accepted yet would be reset by closing at once.
+        await asyncio.sleep(DRAIN_QUIET)
         for server in servers:
             server.close()
-        for connection in list(self._connections):
-            connection.drain()
         deadline = time.monotonic() + self._options.drain_seconds
-        while self._connections and time.monotonic() < deadline:
+        while True:
             await asyncio.sleep(DRAIN_QUIET / 5)
-        if self._connections:
-            _log.warning(
-                "%d connections were still busy after %g s", len(self._connections), self._options.drain_seconds
-            )
+            if not self._connections:
+                return
+            if time.monotonic() > deadline:
+                break
+            for connection in list(self._connections):
+                connection.drain()
+        seconds = self._options.drain_seconds
+        _log.warning("%d connections were still busy after %g s", len(self._connections), seconds)
         for connection in list(self._connections):
             connection.abort()
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """`HOST:PORT`, `[IPv6]:PORT`. Raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(
-            f"cannot listen on {text!r}: expected HOST:PORT with a port of 0 to 65535, as in 127.0.0.1:7070"
-        )
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _version() -> str:

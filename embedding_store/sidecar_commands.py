@@ -303,6 +303,7 @@ class Commands:
                     resp.integer(fewest + 1 if fewest == most else -(fewest + 1)),
                     resp.array((resp.simple("readonly"),)),
                     *[resp.integer(0)] * 3,  # no argument is a key
+                    *[resp.array(())] * 4,  # nor are there ACL categories, tips, key specifications, subcommands
                 )
             )
             for name, (_, fewest, most) in self._table.items()

@@ -32,7 +32,8 @@ class Connection(asyncio.Protocol):
         self._scheduled = False  # the next turn is in the loop's queue
         self._reading = True
         self._ended = False  # the peer sends nothing more
-        self._draining = False
+        self._drain_called = False
+        self._draining = False  # the quiet time is over
         self._refused = False
 
     # ---- called by asyncio
@@ -70,8 +71,13 @@ class Connection(asyncio.Protocol):
     # ---- called by the sidecar
 
     def drain(self) -> None:
-        """Answers what has come and closes; bytes that are on their way get `DRAIN_QUIET` seconds to arrive."""
-        self._loop.call_later(DRAIN_QUIET, self._drain)
+        """Answers what has come and closes; bytes that are on their way get `DRAIN_QUIET` seconds to arrive.
+
+        May be called again and again.
+        """
+        if not self._drain_called:
+            self._drain_called = True
+            self._loop.call_later(DRAIN_QUIET, self._drain)
 
     def _drain(self) -> None:
         self._draining = True

@@ -55,18 +55,30 @@ class UnixListener:
             os.umask(before)
         self.socket.listen(BACKLOG)
         self.socket.setblocking(False)
-        self._file = path.stat()
+        self._file: os.stat_result | None = path.stat()
 
     @property
     def address(self) -> str:
         return f"unix://{self._path.absolute()}"
 
     def remove(self) -> None:
+        """Once; before the socket closes, since after that another file may get this one's inode."""
+        mine, self._file = self._file, None
         try:
-            if os.path.samestat(self._path.stat(), self._file):
+            if mine is not None and os.path.samestat(self._path.stat(), mine):
                 self._path.unlink()
         except FileNotFoundError:
             return  # somebody deleted it: nothing of ours is left
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """`HOST:PORT`, `[IPv6]:PORT`. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(
+            f"cannot listen on {text!r}: expected HOST:PORT with a port of 0 to 65535, as in 127.0.0.1:7070"
+        )
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -103,8 +104,8 @@ class Process:
     def tcp_port(self) -> int:
         return int(self.ready.partition("tcp://127.0.0.1:")[2].split()[0])
 
-    def client(self, **options: object) -> SidecarClient:
-        client = SidecarClient(self.address, **options)  # type: ignore[arg-type]
+    def client(self, password: str | None = None, connections: int = 8, timeout: float = 20.0) -> SidecarClient:
+        client = SidecarClient(self.address, password=password, connections=connections, timeout=timeout)
         self.clients.append(client)
         return client
 
@@ -146,12 +147,19 @@ Starter = Callable[..., Process]
 
 
 @pytest.fixture
-def start(store_url: str, tmp_path: Path) -> Iterator[Starter]:
+def socket_folder() -> Iterator[Path]:
+    """Not under pytest's tmp_path: a socket's path may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="torchrank-sidecar-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def start(store_url: str, socket_folder: Path) -> Iterator[Starter]:
     """start(*options, url=…, socket=…, environment=…): a sidecar of this test's own."""
     started: list[Process] = []
 
     def begin(*options: str, url: str = store_url, socket: Path | None = None, **others: Mapping[str, str]) -> Process:
-        process = start_process(url, socket or tmp_path / "s.sock", *options, **others)
+        process = start_process(url, socket or socket_folder / "s.sock", *options, **others)
         started.append(process)
         return process
 
@@ -161,8 +169,9 @@ def start(store_url: str, tmp_path: Path) -> Iterator[Starter]:
 
 
 @pytest.fixture(scope="module")
-def sidecar(store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def sidecar(store_url: str) -> Iterator[Process]:
     """One sidecar for the tests of a module that leave it as it was; unix socket and TCP."""
-    process = start_process(store_url, tmp_path_factory.mktemp("run") / "s.sock", "--listen", "127.0.0.1:0")
-    yield process
-    process.close()
+    with tempfile.TemporaryDirectory(prefix="torchrank-sidecar-") as folder:
+        process = start_process(store_url, Path(folder) / "s.sock", "--listen", "127.0.0.1:0")
+        yield process
+        process.close()

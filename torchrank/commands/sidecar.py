@@ -14,9 +14,7 @@ import click
 @click.option("--listen", metavar="HOST:PORT", help="Listen on TCP, also or instead; port 0: any free one.")
 @click.option("--cache-size", default="512MiB", show_default=True, help="Memory for hot rows.")
 @click.option("--max-frame", default="16MiB", show_default=True, help="Largest request or reply.")
-@click.option(
-    "--threads", type=click.IntRange(1), default=8, show_default=True, help="Fetches at a time."
-)
+@click.option("--threads", type=click.IntRange(1), default=8, show_default=True, help="Fetches at a time.")
 @click.option("--drain-seconds", type=click.FloatRange(0), default=5.0, show_default=True, help="To end after SIGTERM.")
 @click.option(
     "--password-file", type=click.Path(path_type=Path),
@@ -43,7 +41,8 @@ def sidecar(
     from embedding_store.byte_sizes import parse_size
     from embedding_store.open import open_store
     from embedding_store.served import ServedStore
-    from embedding_store.sidecar import SidecarOptions, parse_listen, run_sidecar
+    from embedding_store.sidecar import SidecarOptions, run_sidecar
+    from embedding_store.sidecar_socket import parse_listen
 
     if socket is None and listen is None:
         raise click.UsageError("give --socket PATH, --listen HOST:PORT, or both")
