@@ -1,13 +1,13 @@
 """Everything this package raises on purpose.
 
-    StoreError
-    ├── InvalidStoreURL      the URL names no backend, or names one wrongly
-    ├── InvalidRelease       a bundle, page file or manifest that cannot be published or read
-    ├── UnknownRelease       no such release in this store
-    ├── UnknownTable         the release has no such table
-    ├── ReleaseConflict      the active release is not the one the caller expected
-    ├── StoreUnavailable     the store cannot be reached: says nothing about whether an id exists
-    └── ProtocolError        a malformed frame, or a reply that does not fit the request
+StoreError
+├── InvalidStoreURL      the URL names no backend, or names one wrongly
+├── InvalidRelease       a bundle, page file or manifest that cannot be published or read
+├── UnknownRelease       no such release in this store
+├── UnknownTable         the release has no such table
+├── ReleaseConflict      the active release is not the one the caller expected
+├── StoreUnavailable     the store cannot be reached: says nothing about whether an id exists
+└── ProtocolError        a malformed frame, or a reply that does not fit the request
 """
 
 from __future__ import annotations
