@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -108,7 +109,7 @@ def golden_requests(
     raw = rows.select(spec.used_columns()).to_pylist()
     bounds = np.searchsorted(features.user_index, np.arange(features.user.rows + 1))
     requests = []
-    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for begin, end in pairwise(bounds):
         requests.append(
             Golden(
                 user=_side(raw[begin], spec, "user"),

@@ -33,25 +33,30 @@ def train(composed: DictConfig) -> Progress:
     config = typed(composed)
     feature_schema(config)  # a wrong model or feature is told before any data is made
     with process_group(config.device, config.training.threads) as ranks:
-        run = _run(config, composed, ranks)
-        if ranks.is_first:
-            _generate_missing(config)
-        ranks.barrier()
-        built = build(config, ranks)
-        reporter = Reporter(run, tensorboard=config.tensorboard) if ranks.is_first else None
-        try:
-            if reporter:
-                _report_plan(run, reporter, describe(built.sharded.plan))
-            trainer = Trainer(config, run, built, ranks, reporter)
-            if config.resume:
-                trainer.resume()
-            progress = trainer.train()
-            if reporter:
-                run.remember_as_latest()
-                reporter.note(f"run {run.folder}, step {progress.step}")
-        finally:
-            if reporter:
-                reporter.close()
+        return train_on(ranks, config, composed)
+
+
+def train_on(ranks: Ranks, config: Config, composed: DictConfig) -> Progress:
+    """Collective: the same, by processes that have found each other already."""
+    run = _run(config, composed, ranks)
+    if ranks.is_first:
+        _generate_missing(config)
+    ranks.barrier()
+    built = build(config, ranks)
+    reporter = Reporter(run, tensorboard=config.tensorboard) if ranks.is_first else None
+    try:
+        if reporter:
+            _report_plan(run, reporter, describe(built.sharded.plan))
+        trainer = Trainer(config, run, built, ranks, reporter)
+        if config.resume:
+            trainer.resume()
+        progress = trainer.train()
+        if reporter:
+            run.remember_as_latest()
+            reporter.note(f"run {run.folder}, step {progress.step}")
+    finally:
+        if reporter:
+            reporter.close()
     return progress
 
 
