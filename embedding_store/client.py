@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from embedding_store import resp
 from embedding_store.client_connection import Connection, ErrorReplyError, parse_address
-from embedding_store.dedupe import dedupe
+from embedding_store.dedupe import dedupe_tables
 from embedding_store.errors import ProtocolError, StoreUnavailable
 from embedding_store.lookup import EmbeddingLookup, LookupReply, TableRows
 from embedding_store.protocol import decode_reply, reply_bytes, request_head
@@ -45,7 +45,7 @@ class SidecarClient(EmbeddingLookup):
             self._idle.put(None)
         self._manifests: dict[str, ReleaseManifest] = {}  # a release never changes, so neither does this
         self._row_bytes: dict[str, dict[str, int]] = {}
-        dedupe(_EMPTY)  # compiles or loads the kernel now, not inside the first request's timeout
+        dedupe_tables(_EMPTY, _EMPTY)  # compiles or loads the kernel now, not inside the first request's timeout
 
     @property
     def address(self) -> str:
@@ -66,21 +66,15 @@ class SidecarClient(EmbeddingLookup):
             return LookupReply(release, {})
         # One copy brings the tables' ids together, writable and contiguous: what the kernel was compiled for.
         asked = np.concatenate(list(ids.values()), dtype=np.int64, casting="same_kind")
-        distinct, index = [], []
-        shapes: dict[str, tuple[int, int]] = {}
-        start = 0
-        for table, values in ids.items():
-            unique, places = dedupe(asked[start : start + len(values)])
-            start += len(values)
-            distinct.append(unique)
-            index.append(places)
-            shapes[table] = len(unique), widths[table]
-        payload = self._exchange_lookup(release, np.concatenate(distinct), shapes, deadline)
-        rows = decode_reply(payload, release, shapes)
-        return LookupReply(
-            release,
-            {table: TableRows(*rows[table], places) for table, places in zip(shapes, index, strict=True)},
-        )
+        counts = [len(values) for values in ids.values()]
+        distinct, distinct_counts, index = dedupe_tables(asked, np.array(counts, np.int64))
+        shapes = {table: (count, widths[table]) for table, count in zip(ids, distinct_counts.tolist(), strict=True)}
+        rows = decode_reply(self._exchange_lookup(release, distinct, shapes, deadline), release, shapes)
+        tables, start = {}, 0
+        for table, count in zip(ids, counts, strict=True):
+            tables[table] = TableRows(*rows[table], index[start : start + count])
+            start += count
+        return LookupReply(release, tables)
 
     def manifest(self, release: str | None = None, *, model: str | None = None) -> ReleaseManifest:
         deadline = time.monotonic() + self._timeout

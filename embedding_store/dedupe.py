@@ -33,3 +33,27 @@ def dedupe(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]
             count += 1
         index[i] = slots[slot]
     return unique[:count], index
+
+
+@njit(cache=True, nogil=True)
+def dedupe_tables(
+    ids: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """`dedupe` of each of t tables, whose ids int64 [n] lie one after another, counts int64 [t] of them per table.
+
+    Returns the tables' unique ids one after another int64 [m], how many per table int64 [t], and the tables' index
+    int64 [n], which counts from 0 in each table. One call instead of t, each of which takes 1.5 µs to enter.
+    """
+    unique = np.empty(len(ids), np.int64)
+    distinct = np.empty(len(counts), np.int64)
+    index = np.empty(len(ids), np.int64)
+    start = written = 0
+    for table in range(len(counts)):
+        end = start + counts[table]
+        found, places = dedupe(ids[start:end])
+        unique[written : written + len(found)] = found
+        index[start:end] = places
+        distinct[table] = len(found)
+        written += len(found)
+        start = end
+    return unique[:written], distinct, index

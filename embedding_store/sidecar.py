@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import signal
 import time
@@ -73,6 +74,8 @@ class Sidecar:
             if self._options.socket is not None:
                 refuse_taken(self._options.socket)  # before the warming, which may take a while
             warmed = await self._warm()
+            gc.collect()
+            gc.freeze()  # what lives as long as the process is not walked again by every full collection
             if not self._stop.is_set():
                 await self._serve(lambda addresses: ready(f"ready: {addresses} ({warmed})"))
 
