@@ -18,6 +18,7 @@ from embedding_store.policy import ABSENT_BIT, EMPTY, LAST_TICK, touch, victim
 from embedding_store.release import TableInfo
 
 WAYS = 8
+BLANK = np.int64(-(2**63))  # the tag of an empty way; this one id is never kept
 _ALIGN = 64
 _FIXED_BYTES = 3 * _ALIGN  # lost to the alignment of the arrays
 # counters
@@ -48,10 +49,12 @@ def full_bytes(table: TableInfo) -> int:
 
 @njit(cache=True, nogil=True, inline="always")
 def _set_of(key: np.int64, sets: int, whole: bool) -> np.int64:
-    """A cache for the whole table takes ids in turn, so that each set gets its 8 and none is ever displaced by an id
-    of the table; a smaller one scatters them, so that no stride of hot ids meets in one set."""
+    """A cache for the whole table gives each 8 ids in a row their set, so that no id of the table displaces another;
+    a smaller one scatters them, so that no stride of hot ids meets in one set."""
     if whole:
-        return np.int64(np.uint64(key) % np.uint64(sets))
+        eighth = np.uint64(key) >> np.uint64(3)
+        if eighth < np.uint64(sets):
+            return np.int64(eighth)
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
@@ -59,37 +62,44 @@ def _set_of(key: np.int64, sets: int, whole: bool) -> np.int64:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _way_of(tags, stamps, place, key):  # type: ignore[no-untyped-def]
+def _entry_of(tags, place, key):  # type: ignore[no-untyped-def]
+    """-1 where it is not there. All ways are compared, without a branch: which one it is cannot be predicted, and a
+    wrong guess would keep the next id's memory from being fetched meanwhile."""
+    found = -1
     for way in range(WAYS):
-        if tags[place, way] == key and stamps[place, way] != EMPTY:
-            return way
-    return -1
+        found = way if tags[place, way] == key else found
+    return place * WAYS + found if found >= 0 and key != BLANK else -1
 
 
 @njit(cache=True, nogil=True)
 def _probe(tags, stamps, data, whole, tick, ids, default, rows, status, misses, counters):  # type: ignore[no-untyped-def]
-    """Copies hits into rows and status, writes the positions of the others to misses; returns how many."""
+    """Copies hits into rows and status, writes the positions of the others to misses; returns how many.
+
+    Two passes, tags and then rows: half the time of one, because the processor has more fetches from memory under way.
+    """
     sets = len(tags)
     width = rows.shape[1]
-    missed = 0
+    entries = np.empty(len(ids), np.int64)
     for i in range(len(ids)):
-        place = _set_of(ids[i], sets, whole) if sets else np.int64(0)
-        way = _way_of(tags, stamps, place, ids[i]) if sets else -1
-        if way < 0:
+        entries[i] = _entry_of(tags, _set_of(ids[i], sets, whole), ids[i]) if sets else -1
+    missed = 0
+    flat = stamps.reshape(-1)
+    for i in range(len(ids)):
+        entry = entries[i]
+        if entry < 0:
             misses[missed] = i
             missed += 1
             continue
-        stamps[place, way] = touch(stamps[place, way], tick)
-        if stamps[place, way] & ABSENT_BIT:
+        flat[entry] = touch(flat[entry], tick)
+        if flat[entry] & ABSENT_BIT:
             status[i] = ABSENT
             counters[ABSENTS] += 1
-            for byte in range(width):
-                rows[i, byte] = default[byte]
+            row = default
         else:
             status[i] = FOUND
-            row = data[place * WAYS + way]
-            for byte in range(width):
-                rows[i, byte] = row[byte]
+            row = data[entry]
+        for byte in range(width):
+            rows[i, byte] = row[byte]
     counters[HITS] += len(ids) - missed
     counters[MISSES] += missed
     return missed
@@ -97,26 +107,26 @@ def _probe(tags, stamps, data, whole, tick, ids, default, rows, status, misses, 
 
 @njit(cache=True, nogil=True)
 def _insert(tags, stamps, data, whole, tick, ids, rows, found, only_empty, counters):  # type: ignore[no-untyped-def]
-    sets = len(tags)
+    flat = stamps.reshape(-1)
     for i in range(len(ids)):
-        place = _set_of(ids[i], sets, whole)
-        way = _way_of(tags, stamps, place, ids[i])  # another thread may have brought it meanwhile
-        if way < 0:
-            way = victim(stamps[place], not found[i])
-            if stamps[place, way] == EMPTY:
+        place = _set_of(ids[i], len(tags), whole)
+        entry = _entry_of(tags, place, ids[i])  # another thread may have brought it meanwhile
+        if ids[i] == BLANK:
+            continue
+        if entry < 0:
+            entry = place * WAYS + victim(stamps[place], not found[i])
+            if flat[entry] == EMPTY:
                 counters[ENTRIES] += 1
             elif only_empty:
                 continue
             else:
                 counters[EVICTIONS] += 1
-        tags[place, way] = ids[i]
-        stamps[place, way] = tick
-        if not found[i]:
-            stamps[place, way] |= ABSENT_BIT
-            continue
-        row = data[place * WAYS + way]
-        for byte in range(len(row)):
-            row[byte] = rows[i, byte]
+        tags[place, entry % WAYS] = ids[i]
+        flat[entry] = tick if found[i] else tick | ABSENT_BIT
+        if found[i]:
+            row = data[entry]
+            for byte in range(len(row)):
+                row[byte] = rows[i, byte]
 
 
 class TableCache:
@@ -132,6 +142,7 @@ class TableCache:
         self._whole = self.sets == whole_sets
         self._tags = _aligned(self.sets * WAYS * 8).view(np.int64).reshape(self.sets, WAYS)
         self._stamps = _aligned(self.sets * WAYS * 4).view(np.uint32).reshape(self.sets, WAYS)
+        self._tags[:] = BLANK
         self._stamps[:] = EMPTY
         self._data = _aligned(self.sets * WAYS * table.row_bytes).reshape(self.sets * WAYS, table.row_bytes)
         self._default = default_row(table)

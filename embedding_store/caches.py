@@ -38,7 +38,7 @@ class ReleaseCache:
         shares = divide(manifest.tables, budget)
         self.manifest = manifest
         self.tables: TableCaches = {
-            table.name: TableCache(table, shares[table.name], before and before.tables[table.name])
+            table.name: TableCache(table, shares[table.name], None if before is None else before.tables[table.name])
             for table in manifest.tables
         }
         self.bytes = sum(cache.bytes for cache in self.tables.values())
