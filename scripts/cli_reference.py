@@ -27,7 +27,7 @@ def sections(command: click.Command, context: click.Context) -> Iterator[str]:
         for name in command.list_commands(context):
             child = command.get_command(context, name)
             assert child is not None, name
-            yield from sections(child, click.Context(child, info_name=name, parent=context))
+            yield from sections(child, click.Context(child, info_name=name, parent=context, **child.context_settings))
 
 
 def reference() -> str:
