@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from embedding_store.byte_sizes import parse_size
 from embedding_store.client_connection import parse_address
 from embedding_store.errors import InvalidRelease, InvalidStoreURL, UnknownRelease, UnknownTable
+from embedding_store.lookup import LookupReply
+from embedding_store.memmap import MemmapBackend
 from embedding_store.memory import MemoryStore
+from embedding_store.served import ServedStore
 from embedding_store.sidecar_socket import parse_listen
 from embedding_store.sidecar_stats import LatencyHistogram, info_text
+from embedding_store.store import EmbeddingStore
 
 
 def test_histogram_percentiles_are_at_most_a_bucket_above_the_true_ones() -> None:
@@ -97,3 +103,31 @@ def test_memory_store(release) -> None:  # type: ignore[no-untyped-def]
         np.testing.assert_array_equal(table.status[table.index] == 0, known)
     with pytest.raises(UnknownTable, match="no table 'nope'"):
         store.lookup("feed@v1", {"nope": ids["item"]})
+
+
+class SlowDisk(MemmapBackend):
+    """Mapped files whose pages take `seconds` to come."""
+
+    seconds = 0.0
+
+    def fetch(self, release, ids, *, timeout=None):  # type: ignore[no-untyped-def]
+        time.sleep(self.seconds)
+        return super().fetch(release, ids, timeout=timeout)
+
+
+def test_a_slow_disk_is_waited_for_in_threads_and_a_quick_one_is_not(store_url: str) -> None:
+    backend = SlowDisk(store_url.removeprefix("memmap://"))
+    with ServedStore(EmbeddingStore(backend)) as served:  # no cache: every look-up fetches
+        ids = {"item": np.arange(10)}
+        served.lookup("feed@v1", ids)  # compiles
+        assert isinstance(served.begin("feed@v1", ids), LookupReply)
+        backend.seconds = 0.03
+        for _ in range(20):
+            found = served.begin("feed@v1", ids)
+        assert not isinstance(found, LookupReply)
+        backend.seconds = 0.0
+        for _ in range(100):
+            if not isinstance(found, LookupReply):
+                np.testing.assert_array_equal(found(1.0).tables["item"].status, 0)
+            found = served.begin("feed@v1", ids)
+        assert isinstance(found, LookupReply)
