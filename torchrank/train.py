@@ -46,7 +46,7 @@ def train_on(ranks: Ranks, config: Config, composed: DictConfig) -> Progress:
     reporter = Reporter(run, tensorboard=config.tensorboard) if ranks.is_first else None
     try:
         if reporter:
-            _report_plan(run, reporter, describe(built.sharded.plan))
+            _report_plan(run, reporter, describe(built.sharded))
         trainer = Trainer(config, run, built, ranks, reporter)
         if config.resume:
             trainer.resume()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,27 +20,42 @@ from torchrank.features.schema import FeatureSchema, Slot
 from torchrank.nn.inputs import ModelInputs
 
 
+class ReplicatedEmbeddingCollection(EmbeddingCollection):
+    """Left alone by TorchRec's sharders, which go by the exact class: an ordinary module with a copy on every rank.
+
+    Fbgemm's CPU kernel for data-parallel tables pools whatever it is given, so unpooled ones stay with torch.
+    """
+
+
 class Embeddings(nn.Module):
     """Pooled tables in an EmbeddingBagCollection, those that `lookup_keys` says in an EmbeddingCollection.
 
-    The tables are on the meta device: sharding makes the real ones (`torchrank/training/sharding.py`).
+    The tables are on the meta device: sharding makes the real ones (`torchrank/training/sharding.py`). `replicated`
+    names unpooled tables that are not to be sharded; they are on the CPU.
     """
 
-    def __init__(self, schema: FeatureSchema) -> None:
+    def __init__(self, schema: FeatureSchema, replicated: Collection[str] = ()) -> None:
         super().__init__()
         self.schema = schema
         pooled, unpooled = lookup_keys(schema)
+        copied = [key for key in unpooled if key.table in replicated]
+        unpooled = [key for key in unpooled if key.table not in replicated]
         mean = {slot.table for slot in (*schema.user_pooled, *schema.item_pooled) if slot.pooling == "mean"}
         meta = torch.device("meta")
-        self.pooled = self.unpooled = None
+        self.pooled = self.unpooled = self.replicated = None
         if pooled:
             self.pooled = EmbeddingBagCollection(device=meta, tables=_bag_configs(schema, pooled, mean))
         if unpooled:
             self.unpooled = EmbeddingCollection(device=meta, tables=_configs(schema, unpooled))
+        if copied:
+            self.replicated = ReplicatedEmbeddingCollection(tables=_configs(schema, copied))
 
     def forward(self, batch: TorchBatch) -> ModelInputs:
         bags: Mapping[str, Tensor] = self.pooled(batch.pooled).to_dict() if self.pooled is not None else {}
-        rows: Mapping[str, JaggedTensor] = self.unpooled(batch.unpooled) if self.unpooled is not None else {}
+        rows: dict[str, JaggedTensor] = {}
+        for collection in (self.unpooled, self.replicated):
+            if collection is not None:
+                rows.update(collection(batch.unpooled).items())
 
         def concatenate(slots: Sequence[Slot], count: int) -> Tensor:
             if not slots:

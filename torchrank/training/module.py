@@ -19,7 +19,13 @@ from torchrank.models.base import RankModel
 from torchrank.training.config import Config
 from torchrank.training.distributed import Ranks
 from torchrank.training.embeddings import Embeddings
-from torchrank.training.sharding import TABLE_OPTIMIZERS, shard, table_optimizer_arguments, table_parameters
+from torchrank.training.sharding import (
+    TABLE_OPTIMIZERS,
+    replicated_tables,
+    shard,
+    table_optimizer_arguments,
+    table_parameters,
+)
 
 
 class RankingModule(nn.Module):
@@ -69,7 +75,8 @@ def build_model(config: Config, schema: FeatureSchema) -> RankModel:
 def build(config: Config, ranks: Ranks) -> Built:
     """Collective. The module sharded over the ranks, its tables filled and its optimizers ready."""
     spec, schema = feature_schema(config)
-    module = RankingModule(Embeddings(schema), build_model(config, schema))
+    replicated = replicated_tables(schema, config.sharding)
+    module = RankingModule(Embeddings(schema, replicated), build_model(config, schema))
     sharded = shard(module, schema, config.sharding, config.optimizer.tables, ranks.device, config.seed)
     return Built(spec, schema, sharded, _optimizers(config, sharded))
 

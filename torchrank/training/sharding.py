@@ -23,8 +23,9 @@ from torchrec.distributed.types import ShardingPlan, ShardingType
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from torchrank.data.torch_batch import lookup_keys
 from torchrank.features.schema import FeatureSchema
-from torchrank.training.config import ShardingConfig, TableOptimizerConfig
+from torchrank.training.config import ShardingChoice, ShardingConfig, TableOptimizerConfig
 
 # The torch optimizers whose rule TorchRec fuses into the tables' backward pass, CPU kernels included.
 TABLE_OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
@@ -34,6 +35,16 @@ TABLE_OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
 }
 
 
+def replicated_tables(schema: FeatureSchema, sharding: ShardingConfig) -> set[str]:
+    """The unpooled tables that are to be data-parallel: `Embeddings` keeps those out of TorchRec's hands."""
+    _, unpooled = lookup_keys(schema)
+    return {key.table for key in unpooled if _choice(sharding, key.table) == ShardingChoice.data_parallel}
+
+
+def _choice(sharding: ShardingConfig, table: str) -> ShardingChoice:
+    return sharding.tables.get(table, sharding.default)
+
+
 class _BagSharder(EmbeddingBagCollectionSharder):
     """TorchRec offers no row-wise bags on CPU; its kernels run them there all the same."""
 
@@ -41,6 +52,14 @@ class _BagSharder(EmbeddingBagCollectionSharder):
         types = super().sharding_types(compute_device_type)
         row_wise = ShardingType.ROW_WISE.value
         return types if row_wise in types else [*types, row_wise]
+
+
+class _UnpooledSharder(EmbeddingCollectionSharder):
+    """Data-parallel tables are not among its choices: see `replicated_tables`."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        types = super().sharding_types(compute_device_type)
+        return [kind for kind in types if kind != ShardingType.DATA_PARALLEL.value]
 
 
 def shard(
@@ -56,7 +75,7 @@ def shard(
     `module` holds the embedding collections on the meta device and everything else on any device. Raises ValueError
     where no plan exists for what `sharding` demands.
     """
-    sharders: list[Any] = [_BagSharder(), EmbeddingCollectionSharder()]
+    sharders: list[Any] = [_BagSharder(), _UnpooledSharder()]
     topology = Topology(world_size=dist.get_world_size(), compute_device=device.type)
     planner = EmbeddingShardingPlanner(topology=topology, constraints=_constraints(schema, sharding))
     try:
@@ -82,11 +101,11 @@ def _constraints(schema: FeatureSchema, sharding: ShardingConfig) -> dict[str, P
         raise ValueError(f"sharding.tables names {unknown[0]!r}; the tables are: {', '.join(sorted(names))}")
     constraints = {}
     for table in schema.tables:
-        choice = str(sharding.tables.get(table.name, sharding.default))
+        choice = _choice(sharding, table.name)
         # TorchRec splits columns at 128 by default, wider than most tables here. Fbgemm wants multiples of 4.
         columns = max(4, math.ceil(table.dim / dist.get_world_size() / 4) * 4)
         constraints[table.name] = ParameterConstraints(
-            sharding_types=None if choice == "auto" else [choice],
+            sharding_types=None if choice == ShardingChoice.auto else [choice.value],
             min_partition=columns if table.dim % columns == 0 else None,
         )
     return constraints
@@ -104,10 +123,21 @@ def _fuse(module: nn.Module, plan: ShardingPlan, optimizer: TableOptimizerConfig
                 )
 
 
-def describe(plan: ShardingPlan) -> list[dict[str, Any]]:
+def describe(sharded: DistributedModelParallel) -> list[dict[str, Any]]:
     """One entry per table: how it is sharded, by which kernel, and the rows and columns each rank holds."""
-    tables = []
-    for collection, parameters in plan.plan.items():
+    tables = [
+        {
+            "table": table_name(key),
+            "collection": "embeddings.replicated",
+            "sharding": ShardingType.DATA_PARALLEL.value,
+            "kernel": "torch",
+            "ranks": list(range(dist.get_world_size())),
+            "shards": [],
+        }
+        for key in table_parameters(sharded)
+        if "embeddings.replicated." in key
+    ]
+    for collection, parameters in sharded.plan.plan.items():
         for table, parameter in parameters.items():
             shards = parameter.sharding_spec.shards if parameter.sharding_spec is not None else []
             tables.append(
@@ -127,7 +157,9 @@ def describe(plan: ShardingPlan) -> list[dict[str, Any]]:
 
 
 # Where `RankingModule` keeps its tables; a table's name may hold dots.
-_TABLE_KEY = re.compile(r"(?:^|\.)embeddings\.(?:pooled\.embedding_bags|unpooled\.embeddings)\.(.+)\.weight$")
+_TABLE_KEY = re.compile(
+    r"(?:^|\.)embeddings\.(?:pooled\.embedding_bags|(?:unpooled|replicated)\.embeddings)\.(.+)\.weight$"
+)
 
 
 def table_name(key: str) -> str | None:

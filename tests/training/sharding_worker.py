@@ -1,0 +1,73 @@
+"""One rank of test_sharding.py: trains with every kind of sharding in turn and saves what the model then says.
+
+python sharding_worker.py RANK WORLD_SIZE RENDEZVOUS_FILE DATA OUTPUT
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from torchrank.train import train_on
+from torchrank.training.distributed import Ranks
+from torchrank.training.load import load_run
+from torchrank.training.quiet import quiet_libraries
+from torchrank.training.run import Run, typed
+
+KINDS = ("data_parallel", "table_wise", "row_wise", "column_wise", "auto")
+RULES = ("adagrad", "sgd", "rowwise_adagrad")
+
+
+def main(rank: int, world_size: int, rendezvous: str, data: str, output: str) -> None:
+    quiet_libraries()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
+    ranks = Ranks(rank, world_size, torch.device("cpu"), dist.GroupMember.WORLD)
+    for kind in KINDS:
+        for rule in RULES if kind == "row_wise" else RULES[:1]:
+            name = f"{kind}-{rule}"
+            train_and_score(ranks, kind, rule, Path(data), Path(output) / name)
+    dist.destroy_process_group()
+
+
+def train_and_score(ranks: Ranks, kind: str, rule: str, data: Path, folder: Path) -> None:
+    composed = compose_tiny(
+        data,
+        folder,
+        "+model=mmoe",
+        "model.attention={history: item_id}",
+        f"sharding={kind}",
+        f"optimizer.tables.name={rule}",
+        "training.shuffle=false",
+        "training.max_steps=20",
+        "training.checkpoint_every=20",
+    )
+    config = typed(composed)
+    assert train_on(ranks, config, composed).step == 20
+    loaded = load_run(Run(folder), ranks)
+    scores: list[np.ndarray] = []
+    loaded.scores(config.data.valid, (), lambda batch, probabilities: scores.append(probabilities))
+    gathered = ranks.gather(torch.from_numpy(np.concatenate(scores)))
+    if gathered is not None:
+        np.save(folder / "scores.npy", gathered.numpy())
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        losses = [record["loss"] for record in map(json.loads, lines) if record["kind"] == "train"]
+        np.save(folder / "losses.npy", np.array(losses))
+
+
+# conftest.py is no module of a package; loaded by path, it is the same code that the other tests use.
+_spec = importlib.util.spec_from_file_location("training_conftest", Path(__file__).with_name("conftest.py"))
+assert _spec is not None
+assert _spec.loader is not None
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+compose_tiny = _module.compose_tiny
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
