@@ -1,6 +1,6 @@
 """What a look-up costs through a sidecar, beside the same look-up in this process: the same store, cache and requests.
 
-    python scripts/bench/sidecar.py [--json]
+    python scripts/bench/sidecar.py [--store memmap|redis] [--json]
 
 One client over a unix socket; both sides take turns request by request, so that whatever else the machine does meets
 both. Hot rows are as many as the cache holds after warming; each id is one of them with probability --hit-rate.
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ from embedding_store.release import ReleaseManifest, TableInfo
 Request = dict[str, NDArray[np.int64]]
 
 
-def build_store(folder: Path, options: argparse.Namespace) -> tuple[ReleaseManifest, dict[str, NDArray[np.int64]]]:
+def build_store(url: str, options: argparse.Namespace) -> dict[str, NDArray[np.int64]]:
     """Random fp16 tables; returns the hot ids of each."""
     rng = np.random.default_rng(0)
     width = 2 * options.dim
@@ -44,7 +46,7 @@ def build_store(folder: Path, options: argparse.Namespace) -> tuple[ReleaseManif
         page_rows = 8064 // width
         infos.append(TableInfo(name, options.rows, options.dim, "fp16", width, page_rows, digest, hot_rows))
     manifest = ReleaseManifest("bench", "1", "2024-01-01T00:00:00Z", tuple(infos))
-    with open_backend(f"memmap://{folder}") as backend:
+    with open_backend(url) as backend:
         with backend.writer(manifest) as writer:
             for info in infos:
                 writer.write(info, 0, memoryview(content[info.name]))
@@ -52,7 +54,7 @@ def build_store(folder: Path, options: argparse.Namespace) -> tuple[ReleaseManif
                 writer.mark_verified(info)
             writer.commit()
         backend.set_history("bench", (), (manifest.name,))
-    return manifest, hot
+    return hot
 
 
 def make_requests(hot: dict[str, NDArray[np.int64]], options: argparse.Namespace) -> list[Request]:
@@ -87,8 +89,8 @@ def check_equal(sides: dict[str, EmbeddingLookup], request: Request) -> None:
             raise SystemExit(f"the two sides differ in table {name}")
 
 
-def start_sidecar(store: Path, socket: Path, cache_bytes: int) -> subprocess.Popen[str]:
-    arguments = ["--store", f"memmap://{store}", "--socket", str(socket), "--cache-size", str(cache_bytes)]
+def start_sidecar(url: str, socket: Path, cache_bytes: int) -> subprocess.Popen[str]:
+    arguments = ["--store", url, "--socket", str(socket), "--cache-size", str(cache_bytes)]
     process = subprocess.Popen(
         [sys.executable, "-m", "torchrank.cli", "sidecar", *arguments], stdout=subprocess.PIPE, text=True
     )
@@ -98,17 +100,38 @@ def start_sidecar(store: Path, socket: Path, cache_bytes: int) -> subprocess.Pop
     return process
 
 
+@contextmanager
+def store_url(kind: str, folder: Path) -> Iterator[str]:
+    """An empty store: a directory, or a redis-server of this benchmark's own."""
+    if kind == "memmap":
+        yield f"memmap://{folder}/store"
+        return
+    socket = folder / "redis.sock"
+    server = subprocess.Popen(
+        ["redis-server", "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        while not socket.exists():
+            if server.poll() is not None:
+                raise SystemExit("redis-server did not start")
+            time.sleep(0.02)
+        yield f"redis+unix://{socket}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def run(options: argparse.Namespace) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        store, socket = Path(folder) / "store", Path(folder) / "s.sock"
-        _, hot = build_store(store, options)
+    with tempfile.TemporaryDirectory() as name, store_url(options.store, Path(name)) as url:
+        socket = Path(name) / "s.sock"
+        hot = build_store(url, options)
         hot_rows = sum(map(len, hot.values()))
         cache_bytes = int(hot_rows * (2 * options.dim + 12) * options.cache_slack)
-        process = start_sidecar(store, socket, cache_bytes)
+        process = start_sidecar(url, socket, cache_bytes)
         try:
             requests = make_requests(hot, options)
-            direct = open_store(f"memmap://{store}", cache_bytes=cache_bytes)
-            with direct, SidecarClient(str(socket)) as client:
+            with open_store(url, cache_bytes=cache_bytes) as direct, SidecarClient(str(socket)) as client:
                 direct.warm("bench@1")
                 sides: dict[str, EmbeddingLookup] = {"direct": direct, "sidecar": client}
                 check_equal(sides, requests[0])
@@ -119,11 +142,12 @@ def run(options: argparse.Namespace) -> dict[str, float]:
             process.wait()
     result: dict[str, float] = {"ids": options.ids, "tables": options.tables, "dim": options.dim}
     for name, values in seconds.items():
-        for percent in (50, 99):
+        for percent in (10, 50, 99):
             result[f"{name}_p{percent}_ms"] = round(float(np.percentile(values, percent)) * 1e3, 4)
     result["ratio_p50"] = round(result["sidecar_p50_ms"] / result["direct_p50_ms"], 3)
     result["server_p50_ms"] = float(info["server_p50_us"]) / 1e3
     result["server_p99_ms"] = float(info["server_p99_us"]) / 1e3
+    result["lookups_offloaded"] = int(info["lookups_offloaded"])
     result["hit_rate"] = float(info["cache_hit_rate"])
     result["cache_bytes"] = int(info["cache_bytes"])
     result["rss_bytes"] = int(info["used_memory_rss"])
@@ -154,6 +178,7 @@ def show(result: dict[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", choices=("memmap", "redis"), default="memmap")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--warmup", type=int, default=200)
     parser.add_argument("--ids", type=int, default=2000, help="in one request, over all tables")
@@ -162,7 +187,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000, help="of each table")
     parser.add_argument("--hot-share", type=float, default=0.1, help="of the rows, in the hot list")
     parser.add_argument("--hit-rate", type=float, default=0.95)
-    parser.add_argument("--cache-slack", type=float, default=1.5, help="cache size over that of the hot rows")
+    parser.add_argument("--cache-slack", type=float, default=2.0, help="cache size over that of the hot rows")
     parser.add_argument("--json", action="store_true", help="one JSON object after the table")
     options = parser.parse_args()
     result = run(options)
