@@ -214,7 +214,7 @@ def default_row(table: TableInfo) -> NDArray[np.uint8]:
     """uint8 [row_bytes]."""
     if not table.default_row:
         return np.zeros(table.row_bytes, np.uint8)
-    return np.frombuffer(table.default_row, np.uint8)
+    return np.frombuffer(table.default_row, np.uint8).copy()  # writable, as zeros are: one type for the kernels
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:

@@ -59,7 +59,7 @@ class MemmapBackend(Backend):
         return f"memmap://{self._folder}"
 
     def releases(self) -> dict[str, ReleaseManifest]:
-        return {name: self.manifest(name) for name in self._names("releases")}
+        return {name: self.manifest(name) for name in self._names("releases") if "@" in name}
 
     def unfinished(self) -> list[Unfinished]:
         parts = [name.rpartition(".") for name in self._names("writing")]

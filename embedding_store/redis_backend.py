@@ -1,7 +1,7 @@
 """Releases in a Redis. Keys, after the prefix of the URL (default `torchrank`):
 
     PREFIX:releases                 hash: release -> its namespace and manifest; a field appears when all pages stand
-    PREFIX:writing                  hash: namespace -> release, of publications that have not committed
+    PREFIX:writing                  hash: namespace -> namespace and manifest, of publications that have not committed
     PREFIX:active                   hash: model -> history of activations
     PREFIX:NAMESPACE:TABLE:PAGE     string: one page of rows
     PREFIX:NAMESPACE:TABLE:hot      string: the hot list
@@ -77,7 +77,8 @@ class RedisBackend(Backend):
     def unfinished(self) -> list[Unfinished]:
         with self.errors():
             found = cast(dict[bytes, bytes], self.control.hgetall(self.key("writing")))
-        return [Unfinished(release.decode(), content.decode()) for content, release in sorted(found.items())]
+        records = [self._decode(content.decode(), value) for content, value in sorted(found.items())]
+        return [Unfinished(record.manifest.name, record.namespace) for record in records]
 
     def manifest(self, release: str) -> ReleaseManifest:
         return self._record(release).manifest
@@ -141,7 +142,7 @@ class RedisBackend(Backend):
     def _rows(self, replies: list[bytes], record: _Record, table: str, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """uint8 [n, row_bytes]. A page that is gone reads as "", which must not pass for an absent id."""
         info = record.manifest.table(table)
-        joined = np.frombuffer(b"".join(replies), np.uint8)
+        joined = np.frombuffer(bytearray().join(replies), np.uint8)  # writable: one type for the kernels
         if joined.size == len(replies) * info.row_bytes:
             return joined.reshape(-1, info.row_bytes)
         damaged = next(i for i, reply in enumerate(replies) if len(reply) != info.row_bytes)
@@ -228,7 +229,7 @@ class RedisWriter(ReleaseWriter):
         self._manifest = manifest
         self._namespace = namespace(manifest)
         with backend.errors():
-            backend.control.hset(backend.key("writing"), self._namespace, manifest.name)
+            backend.control.hset(backend.key("writing"), self._namespace, cast(str, self._record()))
 
     def write(self, table: TableInfo, first_page: int, data: memoryview) -> None:
         page_bytes = table.page_rows * table.row_bytes
@@ -263,15 +264,19 @@ class RedisWriter(ReleaseWriter):
 
     def commit(self) -> None:
         name = self._manifest.name
-        record = msgspec.json.encode(_Record(self._namespace, self._manifest))
         keys = [self._backend.key(*parts) for parts in (("releases",), ("writing",), (self._namespace, "verified"))]
         with self._backend.errors():
-            done = self._backend.control.eval(_COMMIT, len(keys), *keys, name, cast(str, record), self._namespace)
+            done = self._backend.control.eval(
+                _COMMIT, len(keys), *keys, name, cast(str, self._record()), self._namespace
+            )
         if not done:
             raise conflict(self._backend.address, name)
 
     def close(self) -> None:
         """Connections belong to the backend."""
+
+    def _record(self) -> bytes:
+        return msgspec.json.encode(_Record(self._namespace, self._manifest))
 
     def _key(self, table: TableInfo, what: int | str) -> str:
         return self._backend.key(self._namespace, table.name, what)

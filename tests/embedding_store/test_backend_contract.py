@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,20 @@ class TestBackendContract:
         with pytest.raises(ReleaseConflict, match="active release of demo is demo@1, not demo@0"):
             backend.set_history("demo", ("demo@0",), ("demo@2",))
         assert backend.history("demo") == ("demo@1",)
+
+    def test_of_many_who_move_the_pointer_one_wins(self, backend: Backend, url: str) -> None:
+        def move(number: int) -> bool:
+            with open_backend(url) as own:
+                try:
+                    own.set_history("demo", (), (f"demo@{number}",))
+                except ReleaseConflict:
+                    return False
+                return True
+
+        with ThreadPoolExecutor(8) as threads:
+            won = list(threads.map(move, range(24)))
+        assert won.count(True) == 1
+        assert backend.active("demo") == f"demo@{won.index(True)}"
 
     def test_another_process_sees_it(
         self, backend: Backend, bundle: Bundle, url: str, open_other: Callable[[str], Backend]

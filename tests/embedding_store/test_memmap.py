@@ -1,0 +1,62 @@
+"""What only the memory-mapped backend can get wrong: its directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_store.errors import ReleaseConflict, StoreUnavailable
+from embedding_store.memmap import MemmapBackend
+from embedding_store.publish import publish
+from tests.embedding_store.bundles import Bundle, check_rows, make_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle", seed=3)
+
+
+def test_a_release_is_the_files_of_its_bundle(tmp_path: Path, bundle: Bundle) -> None:
+    with MemmapBackend(tmp_path / "deep" / "store") as backend:
+        publish(bundle.folder, backend)
+    release = tmp_path / "deep" / "store" / "releases" / "demo@1"
+    bundled = {path.name: path.read_bytes() for path in (bundle.folder / "tables").iterdir()}
+    assert {path.name: path.read_bytes() for path in (release / "tables").iterdir()} == bundled
+    assert list((tmp_path / "deep" / "store" / "writing").iterdir()) == []
+
+
+def test_one_publisher_at_a_time(tmp_path: Path, bundle: Bundle) -> None:
+    with MemmapBackend(tmp_path / "store") as backend:
+        with (
+            backend.writer(bundle.manifest),
+            pytest.raises(ReleaseConflict, match="another publisher is writing demo@1 at this moment"),
+        ):
+            publish(bundle.folder, MemmapBackend(tmp_path / "store"))
+        publish(bundle.folder, backend)
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    backend = MemmapBackend(tmp_path / "store")
+    for ask in (
+        backend.releases,
+        backend.histories,
+        lambda: backend.manifest("demo@1"),
+        lambda: backend.active("demo"),
+    ):
+        with pytest.raises(StoreUnavailable, match=r"store cannot be reached: there is no such directory"):
+            ask()
+
+
+def test_mapped_pages_outlive_their_files(tmp_path: Path, bundle: Bundle) -> None:
+    """A release that is deleted while it is served: what was mapped stays readable."""
+    ids = np.arange(-5, 5005, dtype=np.int64)
+    with MemmapBackend(tmp_path / "store") as backend:
+        publish(bundle.folder, backend)
+        backend.fetch(bundle.name, {"item": ids})
+        (tmp_path / "store" / "releases" / "demo@1" / "tables" / "item.pages").unlink()
+        check_rows(bundle, "item", ids, *backend.fetch(bundle.name, {"item": ids})["item"])
+        (tmp_path / "store" / "releases" / "demo@1" / "tables" / "user.pages").unlink()
+        with pytest.raises(StoreUnavailable, match=r"user.pages: No such file or directory"):
+            backend.fetch(bundle.name, {"user": ids})
