@@ -72,7 +72,7 @@ def parse_redis_url(url: str) -> RedisAddress:
         port=_port(parts),
         socket=unquote(parts.path) if unix else None,
         tls=parts.scheme == "rediss",
-        ca_file=options.get("ca_file"),
+        ca_file=_ca_file(options.get("ca_file")),
         username=unquote(parts.username) if parts.username else None,
         password=_password(parts, options.get("password_file")),
         db=_database(path_db or options.get("db", "0")),
@@ -117,6 +117,12 @@ def _timeout(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise InvalidStoreURL(f"the store URL's timeout is {text!r}; accepted: seconds, more than 0")
     return seconds
+
+
+def _ca_file(path: str | None) -> str | None:
+    if path is not None and not Path(path).is_file():
+        raise InvalidStoreURL(f"ca_file {path}: there is no such file")
+    return path
 
 
 def _password(parts: SplitResult, password_file: str | None) -> str | None:

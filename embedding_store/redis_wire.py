@@ -220,11 +220,10 @@ def _connect(address: RedisAddress, deadline: float) -> socket.socket:
             plain.close()
             raise
         return plain
+    context = ssl.create_default_context(cafile=address.ca_file) if address.tls else None
     plain = socket.create_connection((address.host, address.port), timeout=_left(deadline))
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if not address.tls:
-        return plain
-    return ssl.create_default_context(cafile=address.ca_file).wrap_socket(plain, server_hostname=address.host)
+    return plain if context is None else context.wrap_socket(plain, server_hostname=address.host)
 
 
 def _greeting(address: RedisAddress) -> Iterator[tuple[str, ...]]:

@@ -189,8 +189,8 @@ def test_commands_are_what_redis_expects(seed: int) -> None:
 
 def test_urls() -> None:
     assert parse_redis_url("redis://h") == RedisAddress(host="h")
-    assert parse_redis_url("rediss://u:p%40@h:1/2?ca_file=/ca&timeout=0.5&prefix=x") == RedisAddress(
-        host="h", port=1, tls=True, ca_file="/ca", username="u", password="p@", db=2, prefix="x", timeout=0.5
+    assert parse_redis_url(f"rediss://u:p%40@h:1/2?ca_file={__file__}&timeout=0.5&prefix=x") == RedisAddress(
+        host="h", port=1, tls=True, ca_file=__file__, username="u", password="p@", db=2, prefix="x", timeout=0.5
     )
     assert parse_redis_url("redis+unix:///a/b%20c?db=3") == RedisAddress(socket="/a/b c", db=3)
     assert str(parse_redis_url("redis://:p@[::1]:7/1")) == "redis://[::1]:7/1"
@@ -215,6 +215,7 @@ def test_urls() -> None:
         ("redis://u:1?secret@h", r"a password with / : @ # \? in it must be escaped"),
         ("redis://u:1#secret@h", r"a password with / : @ # \? in it must be escaped"),
         ("redis://h?password_file=/nowhere/at/all", "password_file /nowhere/at/all: No such file"),
+        ("rediss://h?ca_file=/nowhere/at/all", "ca_file /nowhere/at/all: there is no such file"),
         ("redis+unix://path/socket", "needs an absolute path"),
     ],
 )
