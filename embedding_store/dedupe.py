@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 def dedupe(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """ids int64 [n] -> unique int64 [m] in order of first appearance, index int64 [n] with unique[index] == ids.
 
-    np.unique would sort: 20 times slower at the few hundred ids a request asks of a table (scripts/bench/cache.py).
+    np.unique would sort: 8 times slower at the few hundred ids a request asks of a table (scripts/bench/cache.py).
     """
     n = len(ids)
     bits = 3
