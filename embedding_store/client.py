@@ -122,7 +122,7 @@ class SidecarClient(EmbeddingLookup):
         self, release: str, ids: NDArray[np.int64], shapes: Mapping[str, tuple[int, int]], deadline: float
     ) -> NDArray[np.uint8]:
         counts = {table: count for table, (count, _) in shapes.items()}
-        length = reply_bytes(release, list(shapes.values()))
+        length = reply_bytes(release, shapes.values())
 
         def exchange(connection: Connection) -> NDArray[np.uint8]:
             head = request_head(release, counts, max(0.0, deadline - time.monotonic()))

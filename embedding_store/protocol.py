@@ -11,7 +11,7 @@ each table's rows start at a multiple of 8 bytes, so that both sides read them w
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,10 +122,13 @@ def _entry_fault(name: str, reserved: int) -> str:
     return "the same table twice" if name else "an empty name"
 
 
-def reply_bytes(release: str, shapes: Sequence[tuple[int, int]]) -> int:
+def reply_bytes(release: str, shapes: Collection[tuple[int, int]]) -> int:
     """How long a reply is; shapes: (rows, bytes of one row) per table, rows being the asked ids."""
-    rows = sum(count for count, _ in shapes)
-    return _rows_start(release.encode(), len(shapes)) + sum(padded(n * width) for n, width in shapes) + padded(rows)
+    size, rows = _rows_start(release.encode(), len(shapes)), 0
+    for count, width in shapes:
+        size += padded(count * width)
+        rows += count
+    return size + padded(rows)
 
 
 def _rows_start(release: bytes, tables: int) -> int:
@@ -171,7 +174,7 @@ def decode_reply(
     shapes: what was asked, (ids, bytes of one row) per table. Raises ProtocolError where the reply is another's.
     """
     name = release.encode()
-    expected = reply_bytes(release, list(shapes.values()))
+    expected = reply_bytes(release, shapes.values())
     if len(payload) != expected:
         raise ProtocolError(f"reply of {len(payload)} bytes; the look-up's answer has {expected}")
     position = _rows_start(name, len(shapes))

@@ -22,7 +22,7 @@ from embedding_store import resp
 from embedding_store.served import ServedLookup
 from embedding_store.sidecar_commands import Commands
 from embedding_store.sidecar_connection import DRAIN_QUIET, Connection
-from embedding_store.sidecar_socket import UnixListener, listen_tcp, refuse_taken, tcp_address
+from embedding_store.sidecar_socket import UnixListener, is_loopback, listen_tcp, refuse_taken, tcp_address
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +100,8 @@ class Sidecar:
                 addresses.append(unix.address)
             if self._options.listen is not None:
                 listener = listen_tcp(*self._options.listen)
+                if self._options.password is None and not is_loopback(listener):
+                    _log.warning("anybody who reaches %s may read: no password is set", tcp_address(listener))
                 servers.append(await loop.create_server(self._connection, sock=listener))
                 addresses.append(tcp_address(listener))
             self._server["addresses"] = ",".join(addresses)

@@ -75,7 +75,8 @@ class Commands:
         self._max_frame = max_frame
         self._password = password
         self._server = server
-        self._manifests: dict[str, ReleaseManifest] = {}  # a release never changes, so neither does this
+        self._manifests: dict[str, ReleaseManifest] = {}  # a release never changes, so neither do these
+        self._row_bytes: dict[str, dict[str, int]] = {}
         self._warmed: dict[str, int] = {}
         # name -> (method, fewest arguments, most arguments), the name itself not counted
         self._table: dict[bytes, tuple[Callable[[Session, Arguments], Reply | asyncio.Future[Reply]], int, int]] = {
@@ -93,12 +94,17 @@ class Commands:
 
     def warm(self, release: str) -> int:
         """Loads the hot rows of `release`; returns how many. May wait for a network."""
-        manifest = self._manifests[release] = self._store.manifest(release)
+        manifest = self._remember(self._store.manifest(release))
         self._warmed[release] = self._store.warm(release)
         # One look-up, so that kernels are compiled and files mapped before the first client waits for it.
         some = np.array([0, -1], np.int64)
         self._store.lookup(release, {table.name: some for table in manifest.tables})
         return self._warmed[release]
+
+    def _remember(self, manifest: ReleaseManifest) -> ReleaseManifest:
+        self._row_bytes[manifest.name] = {table.name: table.row_bytes for table in manifest.tables}
+        self._manifests[manifest.name] = manifest
+        return manifest
 
     def session(self) -> Session:
         self.stats.connections_total += 1
@@ -161,9 +167,7 @@ class Commands:
 
     def _from_the_start(self, request: LookupRequest, timeout: float | None) -> LookupReply:
         """The first look-up of a release: its manifest has to be read too."""
-        manifest = self._store.manifest(request.release)
-        self._check_size(request, manifest)
-        self._manifests[request.release] = manifest
+        self._check_size(request, self._remember(self._store.manifest(request.release)))
         return self._store.lookup(request.release, request.ids, timeout=timeout)
 
     async def _in_a_thread(self, request: LookupRequest, remainder: Remainder, began: float) -> Reply:
@@ -177,7 +181,11 @@ class Commands:
         return self._failed(found) if isinstance(found, BaseException) else self._counted(found, began)
 
     def _check_size(self, request: LookupRequest, manifest: ReleaseManifest) -> None:
-        shapes = [(len(ids), manifest.table(table).row_bytes) for table, ids in request.ids.items()]
+        widths = self._row_bytes[manifest.name]
+        if not request.ids.keys() <= widths.keys():
+            for table in request.ids:
+                manifest.table(table)  # raises UnknownTable for one of them
+        shapes = [(len(ids), widths[table]) for table, ids in request.ids.items()]
         size = reply_bytes(request.release, shapes)
         if size > self._max_frame:
             raise ProtocolError(f"the reply would have {size} bytes; at most {self._max_frame} are sent in one frame")
@@ -207,7 +215,7 @@ class Commands:
                 manifest = self._store.manifest(name)
             else:
                 manifest = self._store.manifest(model=name)
-            self._manifests[manifest.name] = manifest
+            self._remember(manifest)
             return resp.bulk(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
         return self._in_thread(work)

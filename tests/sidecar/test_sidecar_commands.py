@@ -135,6 +135,17 @@ def test_pipelined_commands_are_answered_in_order(sidecar) -> None:  # type: ign
     assert received == b"".join(releases if part is None else part for part in expected)
 
 
+def test_quit_closes_and_answers_nothing_after_it(sidecar) -> None:  # type: ignore[no-untyped-def]
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.settimeout(20)
+        raw.connect(str(sidecar.socket))
+        raw.sendall(resp.command(b"PING") + resp.command(b"quit") + resp.command(b"PING"))
+        received = b""
+        while chunk := raw.recv(100):
+            received += chunk
+        assert received == b"+PONG\r\n+OK\r\n"
+
+
 def test_a_peer_that_does_not_read_is_not_read_from(sidecar, release) -> None:  # type: ignore[no-untyped-def]
     """200 replies of 320 kB are asked for at once and read late: all come, and meanwhile others are answered."""
     ids = np.arange(10_000) % 5000

@@ -117,6 +117,14 @@ def test_wrong_options(arguments: tuple[str, ...], code: int, message: str) -> N
     assert message in result.output
 
 
+def test_tcp_for_everybody_without_a_password_is_said(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    message = "may read: no password is set"
+    assert message in start("--listen", "0.0.0.0:0").stop()[1]
+    assert message not in start("--listen", "127.0.0.1:0").stop()[1]
+    (tmp_path / "password").write_text("x")
+    assert message not in start("--listen", "0.0.0.0:0", "--password-file", str(tmp_path / "password")).stop()[1]
+
+
 def test_a_store_that_is_not_there(start, socket_folder: Path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(RuntimeError, match=r"^Error: memmap://.*/none cannot be reached: there is no such directory$"):
         start(url=f"memmap://{socket_folder}/none")
