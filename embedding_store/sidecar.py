@@ -86,7 +86,9 @@ class Sidecar:
         active = [entry.release for entry in releases if entry.active]
         for release in active:
             if not self._stop.is_set():
-                rows += await loop.run_in_executor(self._threads, functools.partial(self._commands.warm, release))
+                rows += await loop.run_in_executor(
+                    self._threads, functools.partial(self._commands.lookups.warm, release)
+                )
         names = ", ".join(active) or "no active release"
         return f"{names}; warmed {rows:,} rows in {time.perf_counter() - began:.2f} s"
 

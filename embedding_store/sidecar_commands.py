@@ -1,36 +1,25 @@
 """The commands of the sidecar: arguments in, an encoded reply out. Nothing here knows sockets.
 
-What the store answers from this host's memory is answered at once, in the event loop. What may wait for a network goes
-to a thread and comes back as a future, so that one slow fetch holds up no other connection.
+What is answered from memory is answered at once, in the event loop. What may wait for a store goes to a thread and
+comes back as a future, so that one slow fetch holds up no other connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import hmac
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 
 from embedding_store import resp
-from embedding_store.errors import ProtocolError, StoreError, StoreUnavailable
-from embedding_store.lookup import ABSENT, UNAVAILABLE, LookupReply
-from embedding_store.protocol import (
-    LookupRequest,
-    decode_request,
-    error_code,
-    reply_bytes,
-    status_of,
-    write_reply,
-)
-from embedding_store.release import ReleaseManifest
-from embedding_store.served import Remainder, ServedLookup
+from embedding_store.errors import StoreError
+from embedding_store.protocol import error_code
+from embedding_store.served import ServedLookup
+from embedding_store.sidecar_lookup import Lookups
 from embedding_store.sidecar_stats import SidecarStats, info_sections, info_text
 
 Reply = bytes | memoryview  # what a transport writes as it is
@@ -70,14 +59,11 @@ class Commands:
     ) -> None:
         """server: what INFO and HELLO say about this process; `version` is one of its keys."""
         self.stats = SidecarStats()
+        self.lookups = Lookups(store, threads, max_frame, self.stats)
         self._store = store
         self._threads = threads
-        self._max_frame = max_frame
         self._password = password
         self._server = server
-        self._manifests: dict[str, ReleaseManifest] = {}  # a release never changes, so neither do these
-        self._row_bytes: dict[str, dict[str, int]] = {}
-        self._warmed: dict[str, int] = {}
         # name -> (method, fewest arguments, most arguments), the name itself not counted
         self._table: dict[bytes, tuple[Callable[[Session, Arguments], Reply | asyncio.Future[Reply]], int, int]] = {
             b"TR.LOOKUP": (self._lookup, 1, 1),
@@ -92,20 +78,6 @@ class Commands:
             b"QUIT": (self._quit, 0, 0),
         }
 
-    def warm(self, release: str) -> int:
-        """Loads the hot rows of `release`; returns how many. May wait for a network."""
-        manifest = self._remember(self._store.manifest(release))
-        self._warmed[release] = self._store.warm(release)
-        # One look-up, so that kernels are compiled and files mapped before the first client waits for it.
-        some = np.array([0, -1], np.int64)
-        self._store.lookup(release, {table.name: some for table in manifest.tables})
-        return self._warmed[release]
-
-    def _remember(self, manifest: ReleaseManifest) -> ReleaseManifest:
-        self._row_bytes[manifest.name] = {table.name: table.row_bytes for table in manifest.tables}
-        self._manifests[manifest.name] = manifest
-        return manifest
-
     def session(self) -> Session:
         self.stats.connections_total += 1
         return Session(self.stats.connections_total, self._password is None)
@@ -115,15 +87,15 @@ class Commands:
         self.stats.commands += 1
         name = bytes(command[0]).upper()
         try:
+            if name not in self._table:
+                known = ", ".join(known.decode() for known in self._table)
+                raise CommandError(f"unknown command '{_shown(command[0])}'; known are: {known}")
             method, fewest, most = self._table[name]
             if not session.authenticated and name not in (b"AUTH", b"HELLO", b"QUIT"):
                 raise CommandError("Authentication required.", "NOAUTH")
             if not fewest <= len(command) - 1 <= most:
                 raise CommandError(f"wrong number of arguments for '{_shown(command[0])}'")
             return method(session, command[1:])
-        except KeyError:
-            known = ", ".join(known.decode() for known in self._table)
-            return self._failed(CommandError(f"unknown command '{_shown(command[0])}'; known are: {known}"))
         except Exception as error:  # noqa: BLE001  # _failed logs what nobody expected; one bad request ends no other's
             return self._failed(error)
 
@@ -136,75 +108,20 @@ class Commands:
         _log.error("internal error", exc_info=error)
         return resp.error("ERR", f"internal error: {type(error).__name__}")
 
+    async def _guarded(self, work: Awaitable[Reply]) -> Reply:
+        try:
+            return await work
+        except Exception as error:  # noqa: BLE001  # _failed logs what nobody expected
+            return self._failed(error)
+
     def _in_thread(self, work: Callable[[], Reply]) -> asyncio.Future[Reply]:
-        def guarded() -> Reply | BaseException:
-            try:
-                return work()
-            except Exception as error:  # noqa: BLE001  # handed to _failed, in the event loop
-                return error
+        return asyncio.ensure_future(self._guarded(asyncio.get_running_loop().run_in_executor(self._threads, work)))
 
-        async def run() -> Reply:
-            result = await asyncio.get_running_loop().run_in_executor(self._threads, guarded)
-            return self._failed(result) if isinstance(result, BaseException) else result
-
-        return asyncio.ensure_future(run())
-
-    # ---- look-ups
+    # ---- look-ups and releases
 
     def _lookup(self, session: Session, arguments: Arguments) -> Reply | asyncio.Future[Reply]:
-        began = time.perf_counter()
-        request = decode_request(arguments[0])
-        manifest = self._manifests.get(request.release)
-        if manifest is not None:
-            self._check_size(request, manifest)
-            found = self._store.begin(request.release, request.ids)
-            if isinstance(found, LookupReply):
-                return self._counted(found, began)
-        else:
-            found = functools.partial(self._from_the_start, request)
-        self.stats.offloaded += 1
-        return asyncio.ensure_future(self._in_a_thread(request, found, began))
-
-    def _from_the_start(self, request: LookupRequest, timeout: float | None) -> LookupReply:
-        """The first look-up of a release: its manifest has to be read too."""
-        self._check_size(request, self._remember(self._store.manifest(request.release)))
-        return self._store.lookup(request.release, request.ids, timeout=timeout)
-
-    async def _in_a_thread(self, request: LookupRequest, remainder: Remainder, began: float) -> Reply:
-        def wait() -> LookupReply | BaseException:
-            try:
-                return remainder(_left(request, began))
-            except Exception as error:  # noqa: BLE001  # handed to _failed, in the event loop
-                return error
-
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, wait)
-        return self._failed(found) if isinstance(found, BaseException) else self._counted(found, began)
-
-    def _check_size(self, request: LookupRequest, manifest: ReleaseManifest) -> None:
-        widths = self._row_bytes[manifest.name]
-        if not request.ids.keys() <= widths.keys():
-            for table in request.ids:
-                manifest.table(table)  # raises UnknownTable for one of them
-        shapes = [(len(ids), widths[table]) for table, ids in request.ids.items()]
-        size = reply_bytes(request.release, shapes)
-        if size > self._max_frame:
-            raise ProtocolError(f"the reply would have {size} bytes; at most {self._max_frame} are sent in one frame")
-
-    def _counted(self, found: LookupReply, began: float) -> Reply:
-        shapes = [(len(table.index), table.rows.shape[1]) for table in found.tables.values()]
-        whole, payload = resp.bulk_buffer(reply_bytes(found.release, shapes))
-        write_reply(found, payload)
-        asked = sum(count for count, _ in shapes)
-        status = status_of(payload, asked).tobytes()
-        stats = self.stats
-        stats.lookups += 1
-        stats.ids += asked
-        stats.absent += status.count(ABSENT)
-        stats.unavailable += status.count(UNAVAILABLE)
-        stats.latency.record(time.perf_counter() - began)
-        return whole
-
-    # ---- releases
+        found = self.lookups.answer(arguments[0])
+        return found if isinstance(found, memoryview) else asyncio.ensure_future(self._guarded(found))
 
     def _release_info(self, session: Session, arguments: Arguments) -> asyncio.Future[Reply]:
         """`TR.INFO MODEL@VERSION`, `TR.INFO MODEL` for its active release, `TR.INFO` where only one model is served."""
@@ -215,7 +132,7 @@ class Commands:
                 manifest = self._store.manifest(name)
             else:
                 manifest = self._store.manifest(model=name)
-            self._remember(manifest)
+            self.lookups.remember(manifest)
             return resp.bulk(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
         return self._in_thread(work)
@@ -275,12 +192,7 @@ class Commands:
         session.authenticated = True
 
     def _info(self, session: Session, arguments: Arguments) -> Reply:
-        releases = {
-            name: f"tables={len(manifest.tables)},rows={sum(table.rows for table in manifest.tables)},"
-            f"bytes={sum(table.bytes for table in manifest.tables)},warmed_rows={self._warmed.get(name, 0)}"
-            for name, manifest in sorted(self._manifests.items())
-        }
-        sections = info_sections(self.stats, self._store.stats(), self._server, releases)
+        sections = info_sections(self.stats, self._store.stats(), self._server, self.lookups.releases())
         return resp.bulk(info_text(sections, _text(arguments[0]).lower() if arguments else None).encode())
 
     def _client(self, session: Session, arguments: Arguments) -> Reply:
@@ -320,16 +232,6 @@ class Commands:
     def _quit(self, session: Session, arguments: Arguments) -> Reply:
         session.quit = True
         return resp.OK
-
-
-def _left(request: LookupRequest, began: float) -> float | None:
-    """Seconds of the request's own time that are left, after it waited for a thread."""
-    if request.timeout is None:
-        return None
-    left = request.timeout - (time.perf_counter() - began)
-    if left <= 0:
-        raise StoreUnavailable(f"the request's {request.timeout:g} s were over before a thread could take it")
-    return left
 
 
 def _text(argument: bytearray) -> str:

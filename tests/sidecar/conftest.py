@@ -113,6 +113,10 @@ class Process:
         """Exit code and what it wrote to stderr."""
         if self.process.poll() is None:
             self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """The same, of a process that was told to end: a second signal could meet the interpreter's own end."""
         _, errors = self.process.communicate(timeout=20)
         return self.process.returncode, errors
 

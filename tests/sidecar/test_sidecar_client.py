@@ -106,6 +106,15 @@ def test_counters(start, release) -> None:  # type: ignore[no-untyped-def]
     assert "tables=3,rows=5937" in after["feed@v1"]
 
 
+def test_a_large_request_takes_a_thread(start, release) -> None:  # type: ignore[no-untyped-def]
+    client = start().client()
+    check(client, release, {"item": np.arange(4000)})
+    assert client.info()["lookups_offloaded"] == "0"
+    ids = np.arange(40_000) - 10_000  # all distinct, so that they are all sent
+    check(client, release, {"item": ids, "user": np.arange(10)})
+    assert client.info()["lookups_offloaded"] == "1"
+
+
 def test_eight_threads_on_one_client(sidecar, release) -> None:  # type: ignore[no-untyped-def]
     """Fewer sockets than threads: they queue, and nobody gets another's rows."""
     client = sidecar.client(connections=3)

@@ -154,7 +154,7 @@ def test_sigterm_answers_what_was_sent_before_it(start) -> None:  # type: ignore
         raw.close()
     assert read_all(idle) == b""
     idle.close()
-    assert process.stop() == (0, "")
+    assert process.wait() == (0, "")
 
 
 def test_sigterm_does_not_wait_for_ever(start) -> None:  # type: ignore[no-untyped-def]
@@ -180,7 +180,7 @@ def test_sigterm_waits_for_the_other_half_of_a_frame(start) -> None:  # type: ig
         time.sleep(0.3)
         raw.sendall(frame[40:])
         assert len(read_all(raw)) == REPLY_BYTES
-    assert process.stop() == (0, "")
+    assert process.wait() == (0, "")
 
 
 @pytest.fixture
@@ -261,5 +261,5 @@ def test_sigterm_with_a_look_up_in_a_thread(start, redis_store, release) -> None
             )
     finally:
         timer.join()
-    assert process.stop() == (0, "")
+    assert process.wait() == (0, "")
     assert not process.socket.exists()
