@@ -1,9 +1,9 @@
 """The bundle: a directory with a manifest, ONNX variants of one dense graph, table pages and golden requests.
 
-    manifest.json      this file's `Manifest`
-    model.onnx, …      one file per variant
-    tables/NAME.pages  encoded rows (layout: embedding_store/release.py); tables/NAME.hot  the most frequent ids
-    golden.jsonl       one `Golden` a line: a raw request and the scores the trainer gave it
+manifest.json      this file's `Manifest`
+model.onnx, …      one file per variant
+tables/NAME.pages  encoded rows (layout: embedding_store/release.py); tables/NAME.hot  the most frequent ids
+golden.jsonl       one `Golden` a line: a raw request and the scores the trainer gave it
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ computes the last one. More processes would copy every batch between address spa
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Protocol
@@ -96,7 +96,7 @@ class Loader:
         """Batches that every shard has: ranks that train in step stop there. No shard has more than one beyond it."""
         return -(-(self._source.rows // self._order.shards) // self._batch_size)
 
-    def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, *, skip: int = 0) -> Generator[Batch, None, None]:
         """One pass, without the first `skip` rows. Errors of the background thread are raised here; closing the
         iterator (or dropping it) ends the thread."""
         order = replace(self._order, epoch=epoch)
@@ -141,7 +141,7 @@ def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
     return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
 
 
-def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+def _ahead(batches: Iterator[Batch], depth: int) -> Generator[Batch, None, None]:
     """Runs `batches` in a thread, at most `depth` of them ahead of the reader."""
     results: SimpleQueue[Batch | BaseException | None] = SimpleQueue()
     slots = threading.Semaphore(depth)

@@ -79,7 +79,7 @@ def _sequence(sequences: Sequence[SequenceSlot], name: str) -> SequenceSlot:
         if slot.feature == name:
             return slot
     raise ValueError(
-        f"attention over {name!r}: no such sequence; the features have: {', '.join(s.feature for s in sequences) or 'none'}"
+        f"attention over {name!r}: no such sequence; there are: {', '.join(s.feature for s in sequences) or 'none'}"
     )
 
 
@@ -89,8 +89,8 @@ def _query_columns(schema: FeatureSchema, group: str, sequence: SequenceSlot, fe
         if slot.feature == feature:
             if slot.dim != sequence.dim:
                 raise ValueError(
-                    f"attention over {sequence.feature!r} (dim {sequence.dim}) with query {feature!r} (dim {slot.dim}): "
-                    "the dims must be equal"
+                    f"attention over {sequence.feature!r} (dim {sequence.dim}) with query {feature!r} "
+                    f"(dim {slot.dim}): the dims must be equal"
                 )
             return slot.start, slot.start + slot.dim
     raise ValueError(

@@ -31,6 +31,7 @@ class Progress:
     best: float | None = None  # mean validation AUC
     best_step: int | None = None
     validations_since_best: int = 0
+    validated_step: int | None = None
 
 
 def save_checkpoint(

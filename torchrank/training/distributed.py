@@ -56,7 +56,7 @@ class Ranks:
     def barrier(self) -> None:
         dist.barrier(group=self.control)
 
-    def _reduce(self, values: Tensor, operation: dist.ReduceOp) -> Tensor:
+    def _reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         if self.world_size > 1:
             values = values.clone()
             dist.all_reduce(values, op=operation, group=self.control)
@@ -80,6 +80,7 @@ def process_group(device: str = "auto", threads: int | None = None) -> Iterator[
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         control = dist.new_group(backend="gloo") if backend != "gloo" else dist.GroupMember.WORLD
+        assert control is not None
         yield Ranks(dist.get_rank(), dist.get_world_size(), where, control)
     finally:
         dist.destroy_process_group()

@@ -81,6 +81,8 @@ class Trainer:
                     if self.settings.validate_every is None:
                         self._validate()
                         self._save()
+            if not self.ranks.largest(int(self.stop)):  # whoever sends SIGTERM does not want to wait
+                self._validate()
         self._save()
         return self.progress
 
@@ -152,7 +154,7 @@ class Trainer:
         return bool(self.ranks.largest(int(self.stop)))
 
     def _validate(self) -> None:
-        if self.validation is None:
+        if self.validation is None or self.progress.validated_step == self.progress.step:
             return
         rows = self.settings.validation_rows
         scored = score_source(
@@ -173,6 +175,7 @@ class Trainer:
                 self.progress.best = value
             assert self.reporter is not None
             self.reporter.validation(self.progress.step, results, best=bool(better))
+        self.progress.validated_step = self.progress.step
         if self.ranks.largest(better):
             self.progress.best_step, self.progress.validations_since_best = self.progress.step, 0
         else:
