@@ -5,7 +5,6 @@ python sharding_worker.py RANK WORLD_SIZE RENDEZVOUS_FILE DATA OUTPUT
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from tests.tiny import compose_tiny
 from torchrank.train import train_on
 from torchrank.training.distributed import Ranks
 from torchrank.training.load import load_run
@@ -60,14 +60,6 @@ def train_and_score(ranks: Ranks, kind: str, rule: str, data: Path, folder: Path
         losses = [record["loss"] for record in map(json.loads, lines) if record["kind"] == "train"]
         np.save(folder / "losses.npy", np.array(losses))
 
-
-# conftest.py is no module of a package; loaded by path, it is the same code that the other tests use.
-_spec = importlib.util.spec_from_file_location("training_conftest", Path(__file__).with_name("conftest.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-compose_tiny = _module.compose_tiny
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
