@@ -23,6 +23,7 @@ from torchrank.features.schema import FeatureSchema
 from torchrank.features.spec import FeatureSpec
 from torchrank.models.base import RankModel
 from torchrank.training.embeddings import Embeddings
+from torchrank.training.sharding import table_name
 
 
 def golden_rows(source: Source, spec: FeatureSpec, request_column: str | None, rows: int) -> pa.RecordBatch:
@@ -62,10 +63,10 @@ class TrainerScorer:
             msgspec.structs.replace(table, rows=len(self.needed[table.name].ids)) for table in self._schema.tables
         )
         embeddings = Embeddings(msgspec.structs.replace(self._schema, tables=tables)).to_empty(device="cpu")
-        for collection in (embeddings.pooled, embeddings.unpooled):
-            if collection is not None:
-                names = {key: key.split(".", 1)[1].removesuffix(".weight") for key in collection.state_dict()}
-                collection.load_state_dict({k: torch.from_numpy(self.needed[n].rows) for k, n in names.items()})
+        names = {key: table_name(f"embeddings.{key}") for key in embeddings.state_dict()}
+        embeddings.load_state_dict(
+            {key: torch.from_numpy(self.needed[name].rows) for key, name in names.items() if name is not None}
+        )
         with torch.no_grad():
             logits = self._model(embeddings(self._renumbered()))
         return {task: torch.sigmoid(logits[task].float()).numpy() for task in self._schema.tasks}

@@ -28,7 +28,8 @@ class ReplicatedEmbeddingCollection(EmbeddingCollection):
 
 
 class Embeddings(nn.Module):
-    """Pooled tables in an EmbeddingBagCollection, those that `lookup_keys` says in an EmbeddingCollection.
+    """Pooled tables in an EmbeddingBagCollection, those that `lookup_keys` says in one EmbeddingCollection per dim,
+    because TorchRec's have one each.
 
     The tables are on the meta device: sharding makes the real ones (`torchrank/training/sharding.py`). `replicated`
     names unpooled tables that are not to be sharded; they are on the CPU.
@@ -42,20 +43,20 @@ class Embeddings(nn.Module):
         unpooled = [key for key in unpooled if key.table not in replicated]
         mean = {slot.table for slot in (*schema.user_pooled, *schema.item_pooled) if slot.pooling == "mean"}
         meta = torch.device("meta")
-        self.pooled = self.unpooled = self.replicated = None
+        self.pooled = None
         if pooled:
             self.pooled = EmbeddingBagCollection(device=meta, tables=_bag_configs(schema, pooled, mean))
-        if unpooled:
-            self.unpooled = EmbeddingCollection(device=meta, tables=_configs(schema, unpooled))
-        if copied:
-            self.replicated = ReplicatedEmbeddingCollection(tables=_configs(schema, copied))
+        self.unpooled, self.replicated = nn.ModuleDict(), nn.ModuleDict()
+        for dim, configs in _by_dim(_configs(schema, unpooled)).items():
+            self.unpooled[f"dim{dim}"] = EmbeddingCollection(device=meta, tables=configs)
+        for dim, configs in _by_dim(_configs(schema, copied)).items():
+            self.replicated[f"dim{dim}"] = ReplicatedEmbeddingCollection(tables=configs)
 
     def forward(self, batch: TorchBatch) -> ModelInputs:
         bags: Mapping[str, Tensor] = self.pooled(batch.pooled).to_dict() if self.pooled is not None else {}
         rows: dict[str, JaggedTensor] = {}
-        for collection in (self.unpooled, self.replicated):
-            if collection is not None:
-                rows.update(collection(batch.unpooled).items())
+        for collection in (*self.unpooled.values(), *self.replicated.values()):
+            rows.update(collection(batch.unpooled).items())
 
         def concatenate(slots: Sequence[Slot], count: int) -> Tensor:
             if not slots:
@@ -80,14 +81,32 @@ class Embeddings(nn.Module):
         )
 
 
+def module_name(table: str) -> str:
+    """The table's name inside TorchRec, which makes it the key of a ModuleDict: those take neither a dot, as in the
+    tables of a second embedding group, nor the name of a method, as a feature `type` or `items` would be."""
+    return "table/" + table.replace(".", "/")
+
+
+def table_of(module_name: str) -> str:
+    """The inverse of `module_name`: a table's own name has no slash."""
+    return module_name.removeprefix("table/").replace("/", ".")
+
+
 def _configs(schema: FeatureSchema, keys: Sequence[Key]) -> list[EmbeddingConfig]:
     return [
         EmbeddingConfig(
-            name=table.name, num_embeddings=table.rows, embedding_dim=table.dim, feature_names=_names(keys, table.name)
+            name=module_name(table.name),
+            num_embeddings=table.rows,
+            embedding_dim=table.dim,
+            feature_names=_names(keys, table.name),
         )
         for table in schema.tables
         if _names(keys, table.name)
     ]
+
+
+def _by_dim(configs: Sequence[EmbeddingConfig]) -> dict[int, list[EmbeddingConfig]]:
+    return {dim: [c for c in configs if c.embedding_dim == dim] for dim in {c.embedding_dim: None for c in configs}}
 
 
 def _bag_configs(schema: FeatureSchema, keys: Sequence[Key], mean: set[str]) -> list[EmbeddingBagConfig]:
@@ -97,7 +116,7 @@ def _bag_configs(schema: FeatureSchema, keys: Sequence[Key], mean: set[str]) -> 
             num_embeddings=config.num_embeddings,
             embedding_dim=config.embedding_dim,
             feature_names=config.feature_names,
-            pooling=PoolingType.MEAN if config.name in mean else PoolingType.SUM,
+            pooling=PoolingType.MEAN if table_of(config.name) in mean else PoolingType.SUM,
         )
         for config in _configs(schema, keys)
     ]

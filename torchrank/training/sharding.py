@@ -24,8 +24,9 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from torchrank.data.torch_batch import lookup_keys
-from torchrank.features.schema import FeatureSchema
+from torchrank.features.schema import FeatureSchema, TableSpec
 from torchrank.training.config import ShardingChoice, ShardingConfig, TableOptimizerConfig
+from torchrank.training.embeddings import module_name, table_of
 
 # The torch optimizers whose rule TorchRec fuses into the tables' backward pass, CPU kernels included.
 TABLE_OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
@@ -38,11 +39,25 @@ TABLE_OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
 def replicated_tables(schema: FeatureSchema, sharding: ShardingConfig) -> set[str]:
     """The unpooled tables that are to be data-parallel: `Embeddings` keeps those out of TorchRec's hands."""
     _, unpooled = lookup_keys(schema)
-    return {key.table for key in unpooled if _choice(sharding, key.table) == ShardingChoice.data_parallel}
+    names = {key.table for key in unpooled}
+    return {
+        table.name
+        for table in schema.tables
+        if table.name in names and _choice(sharding, table) == ShardingChoice.data_parallel
+    }
 
 
-def _choice(sharding: ShardingConfig, table: str) -> ShardingChoice:
-    return sharding.tables.get(table, sharding.default)
+def _choice(sharding: ShardingConfig, table: TableSpec) -> ShardingChoice:
+    """Fbgemm's kernels take rows of 4, 8, 12 … floats; any other table is an ordinary parameter on every rank."""
+    choice = sharding.tables.get(table.name, sharding.default)
+    if table.dim % 4 == 0 or choice == ShardingChoice.data_parallel:
+        return choice
+    if choice == ShardingChoice.auto:
+        return ShardingChoice.data_parallel
+    raise ValueError(
+        f"table {table.name!r} has dim {table.dim}; {choice.value} sharding takes multiples of 4, other dims are "
+        f'data_parallel: "+sharding.tables={{{table.name}: data_parallel}}"'
+    )
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):
@@ -101,10 +116,10 @@ def _constraints(schema: FeatureSchema, sharding: ShardingConfig) -> dict[str, P
         raise ValueError(f"sharding.tables names {unknown[0]!r}; the tables are: {', '.join(sorted(names))}")
     constraints = {}
     for table in schema.tables:
-        choice = _choice(sharding, table.name)
+        choice = _choice(sharding, table)
         # TorchRec splits columns at 128 by default, wider than most tables here. Fbgemm wants multiples of 4.
         columns = max(4, math.ceil(table.dim / dist.get_world_size() / 4) * 4)
-        constraints[table.name] = ParameterConstraints(
+        constraints[module_name(table.name)] = ParameterConstraints(
             sharding_types=None if choice == ShardingChoice.auto else [choice.value],
             min_partition=columns if table.dim % columns == 0 else None,
         )
@@ -116,7 +131,7 @@ def _fuse(module: nn.Module, plan: ShardingPlan, optimizer: TableOptimizerConfig
     for path, parameters in plan.plan.items():
         collection = module.get_submodule(path)
         for key, parameter in collection.named_parameters():
-            table = key.split(".", 1)[1].removesuffix(".weight")  # embedding_bags.TABLE.weight, embeddings.TABLE.weight
+            table = key.split(".")[1]  # embedding_bags.TABLE.weight, embeddings.TABLE.weight
             if parameters[table].sharding_type != ShardingType.DATA_PARALLEL.value:
                 apply_optimizer_in_backward(
                     TABLE_OPTIMIZERS[optimizer.name], [parameter], table_optimizer_arguments(optimizer)
@@ -142,7 +157,7 @@ def describe(sharded: DistributedModelParallel) -> list[dict[str, Any]]:
             shards = parameter.sharding_spec.shards if parameter.sharding_spec is not None else []
             tables.append(
                 {
-                    "table": table,
+                    "table": table_of(table),
                     "collection": collection,
                     "sharding": parameter.sharding_type,
                     "kernel": parameter.compute_kernel,
@@ -156,16 +171,16 @@ def describe(sharded: DistributedModelParallel) -> list[dict[str, Any]]:
     return sorted(tables, key=lambda entry: str(entry["table"]))
 
 
-# Where `RankingModule` keeps its tables; a table's name may hold dots.
+# Where `RankingModule` keeps its tables.
 _TABLE_KEY = re.compile(
-    r"(?:^|\.)embeddings\.(?:pooled\.embedding_bags|(?:unpooled|replicated)\.embeddings)\.(.+)\.weight$"
+    r"(?:^|\.)embeddings\.(?:pooled\.embedding_bags|(?:unpooled|replicated)\.dim\d+\.embeddings)\.([^.]+)\.weight$"
 )
 
 
 def table_name(key: str) -> str | None:
-    """`embeddings.pooled.embedding_bags.TABLE.weight` -> `TABLE`; None for the key of a dense parameter."""
+    """`embeddings.pooled.embedding_bags.table/TABLE.weight` -> `TABLE`; None for the key of a dense parameter."""
     match = _TABLE_KEY.search(key)
-    return match.group(1) if match else None
+    return table_of(match.group(1)) if match else None
 
 
 def table_parameters(sharded: nn.Module) -> dict[str, Tensor | ShardedTensor]:
