@@ -20,6 +20,12 @@ from torchrank.training.load import load_run
 from torchrank.training.quiet import quiet_libraries
 from torchrank.training.run import Run, typed
 
+MMOE = ("+model=mmoe", "model.attention={history: item_id}")
+# Two embedding groups, dims that only data_parallel takes, and every kind in one run.
+MIXED = (
+    "+model={_target_: tests.wide_model.WideAndDeep}",
+    "+sharding.tables={item_id: data_parallel, last_two: row_wise, user_id: column_wise, tags: table_wise}",
+)
 KINDS = ("data_parallel", "table_wise", "row_wise", "column_wise", "auto")
 RULES = ("adagrad", "sgd", "rowwise_adagrad")
 
@@ -32,18 +38,17 @@ def main(rank: int, world_size: int, rendezvous: str, data: str, output: str) ->
     for kind in KINDS:
         for rule in RULES if kind == "row_wise" else RULES[:1]:
             name = f"{kind}-{rule}"
-            train_and_score(ranks, kind, rule, Path(data), Path(output) / name)
+            overrides = (*MMOE, f"sharding={kind}", f"optimizer.tables.name={rule}")
+            train_and_score(ranks, overrides, Path(data), Path(output) / name)
+    train_and_score(ranks, MIXED, Path(data), Path(output) / "mixed")
     dist.destroy_process_group()
 
 
-def train_and_score(ranks: Ranks, kind: str, rule: str, data: Path, folder: Path) -> None:
+def train_and_score(ranks: Ranks, overrides: tuple[str, ...], data: Path, folder: Path) -> None:
     composed = compose_tiny(
         data,
         folder,
-        "+model=mmoe",
-        "model.attention={history: item_id}",
-        f"sharding={kind}",
-        f"optimizer.tables.name={rule}",
+        *overrides,
         "training.shuffle=false",
         "training.max_steps=20",
         "training.checkpoint_every=20",

@@ -20,6 +20,7 @@ RUNS = (
     "row_wise-adagrad",
     "row_wise-sgd",
     "row_wise-rowwise_adagrad",
+    "mixed",
 )
 BATCH = 128
 
@@ -91,8 +92,9 @@ def test_the_plan_is_the_one_that_was_asked_for(outputs: dict[int, Path]) -> Non
     for run in RUNS:
         kind = run.split("-")[0]
         plan = {table["table"]: table for table in json.loads((outputs[2] / run / "plan.json").read_text())}
-        assert set(plan) == {"user_id", "hour", "item_id", "tags", "price_bucket", "user_tag_cross"}
-        if kind != "auto":
+        if kind != "mixed":
+            assert set(plan) == {"user_id", "hour", "item_id", "tags", "price_bucket", "user_tag_cross", "last_two"}
+        if kind not in ("auto", "mixed"):
             assert {table["sharding"] for table in plan.values()} == {kind}
     shards = {
         kind: [shard["size"] for shard in table["shards"]]
@@ -101,3 +103,7 @@ def test_the_plan_is_the_one_that_was_asked_for(outputs: dict[int, Path]) -> Non
         if table["table"] == "item_id"
     }
     assert shards == {"row_wise": [[106, 8], [105, 8]], "column_wise": [[211, 4], [211, 4]]}
+    mixed = {table["table"]: table["sharding"] for table in json.loads((outputs[2] / "mixed/plan.json").read_text())}
+    asked = {"item_id": "data_parallel", "last_two": "row_wise", "user_id": "column_wise", "tags": "table_wise"}
+    wide = {"wide.user_id": "data_parallel", "wide.item_id": "data_parallel", "wide.tags": "data_parallel"}
+    assert mixed.items() >= (asked | wide).items()
