@@ -21,8 +21,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 CATEGORIES = (
-    "animals", "beauty", "cars", "comedy", "crafts", "dance", "education", "fashion", "film", "fitness", "food",
-    "football", "games", "history", "music", "nature", "news", "science", "technology", "travel",
+    "animals", "beauty", "cars", "comedy", "fitness", "food", "football", "games", "music", "news", "science", "travel",
 )  # fmt: skip
 TAGS_PER_CATEGORY = 6
 GENDERS = ("female", "male", "other")
@@ -126,14 +125,14 @@ class World:
         popular = np.log(items.popularity[candidates] * len(items.author))
         hour = self._hour_taste[requests.hour[:, None] // 6, category]
         hot = (category[:, :, None] == requests.hot[:, None, :]).any(axis=2)
-        recent, seen = self._recent(requests, category)
+        recent = self._recent(requests, category)
         length = (np.log(items.duration[candidates]) - np.log(30)) / 0.8
         slow = (requests.network >= 2)[:, None]
         openness = self.users.openness[requests.user][:, None]
 
         click = (
             -2.2 + 0.45 * taste + 0.35 * popular + items.quality[candidates] + openness + 0.3 * hour
-            + 0.3 * hot + 3.5 * recent - 1.5 * seen - 0.15 * length
+            + 0.3 * hot + 3.2 * recent - 0.2 * length
         )  # fmt: skip
         finish = (
             -0.6 + 0.4 * taste + items.grip[candidates] + 0.5 * openness + 0.25 * hot + 2.0 * recent
@@ -142,9 +141,8 @@ class World:
         p_click = _sigmoid(click)
         return p_click.astype(np.float32), (p_click * _sigmoid(finish)).astype(np.float32)
 
-    def _recent(self, requests: Requests, category: Ints) -> tuple[Floats, NDArray[np.bool_]]:
-        """Both [R, K]: the candidate's category's share of the history, weighted by recency and watch time; and
-        whether the candidate itself is in the history."""
+    def _recent(self, requests: Requests, category: Ints) -> Floats:
+        """[R, K]: the share of the candidate's category in the history, weighted by recency and watch time."""
         slots = requests.history_item.shape[1]
         age = requests.history_length[:, None] - 1 - np.arange(slots)
         weight = np.where(age >= 0, RECENCY ** np.maximum(age, 0), 0.0)
@@ -155,8 +153,7 @@ class World:
         for slot in range(slots):  # no (row, category) pair occurs twice within one slot
             share[rows, history_category[:, slot]] += weight[:, slot]
         share /= np.maximum(weight.sum(axis=1, keepdims=True), 1)
-        same = (requests.candidates[:, :, None] == requests.history_item[:, None, :]) & (age >= 0)[:, None, :]
-        return np.take_along_axis(share, category, axis=1), same.any(axis=2)
+        return np.take_along_axis(share, category, axis=1)
 
 
 def _make_items(count: int, category_factor: Floats, generator: np.random.Generator) -> Items:
@@ -176,7 +173,7 @@ def _make_items(count: int, category_factor: Floats, generator: np.random.Genera
     tags = np.where(chosen, category[:, None] * TAGS_PER_CATEGORY + within, -1)
     of_tags = (tag_factor[tags] * chosen[:, :, None]).sum(axis=1) / number[:, None]
     own = generator.normal(size=(count, FACTORS))
-    quality, grip = 0.55 * author_quality[:, author] + 0.15 * generator.normal(size=(2, count))
+    quality, grip = 0.65 * author_quality[:, author] + 0.15 * generator.normal(size=(2, count))
     return Items(
         category=category,
         tags=tags,
@@ -205,8 +202,8 @@ def _make_users(count: int, generator: np.random.Generator) -> Users:
         city=city,
         device=device,
         factor=0.8 * of_group[group, gender] + 0.25 * of_city[city] + 0.2 * own,
-        openness=generator.normal(size=len(AGE_BOUNDS) + 1)[group] * 0.4
-        + generator.normal(size=len(DEVICES))[device] * 0.4
+        openness=generator.normal(size=len(AGE_BOUNDS) + 1)[group] * 0.5
+        + generator.normal(size=len(DEVICES))[device] * 0.5
         + generator.normal(size=count) * 0.2,
         activity=activity / activity.sum(),
     )
