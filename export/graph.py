@@ -111,6 +111,8 @@ def export_graph(model: RankModel, schema: FeatureSchema, path: Path) -> None:
 def write_fp16(source: Path, target: Path) -> None:
     """The same graph with weights and arithmetic in fp16; inputs and outputs stay fp32."""
     proto = onnx.load(source)
+    for number, node in enumerate(proto.graph.node):
+        node.name = node.name or f"node_{number}"  # the converter names what it inserts after the node
     # The converter leaves a Cast's target type as it is, which makes an invalid graph of `x.to(float)`. They are named
     # one by one: with Cast as a blocked type it would wrap the Casts that it inserts, without end.
     casts = [node.name for node in proto.graph.node if node.op_type == "Cast"]
@@ -119,8 +121,18 @@ def write_fp16(source: Path, target: Path) -> None:
         # It warns of every weight it rounds to zero; the parity gate judges the outcome.
         warnings.simplefilter("ignore")
         half = float16.convert_float_to_float16(proto, keep_io_types=True, op_block_list=blocked, node_block_list=casts)
-    onnx.checker.check_model(half)
+    _keep_output_types(half.graph)
+    onnx.checker.check_model(half, full_check=True)
     onnx.save(half, target)
+
+
+def _keep_output_types(graph: onnx.GraphProto) -> None:
+    """Outputs in fp32. Where a blocked node makes one, the converter casts it to fp16 in spite of `keep_io_types`."""
+    outputs = {output.name: output.type.tensor_type for output in graph.output}
+    for node in graph.node:
+        if node.op_type == "Cast" and node.output[0] in outputs:
+            outputs[node.output[0]].elem_type = onnx.TensorProto.FLOAT
+            node.attribute[0].i = onnx.TensorProto.FLOAT
 
 
 def _strip(proto: onnx.ModelProto) -> None:

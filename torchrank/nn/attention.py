@@ -13,9 +13,9 @@ from torchrank.nn.mlp import MLP
 class TargetAttention(nn.Module):
     """How much each past behaviour matters for this candidate, and their sum by that weight.
 
-        a_t = w · MLP([q, k_t, q - k_t, q ∘ k_t]) + b        t < length
+        a_t = w · MLP([q, k_t, q - k_t, q ∘ k_t])            t < length
         out = Σ_t softmax(a)_t k_t                            (normalize=True)
-        out = Σ_t a_t k_t                                     (normalize=False, as in the paper)
+        out = Σ_t (a_t + b) k_t                               (normalize=False, as in the paper)
 
     An empty sequence gives zeros. Shapes: query [N, D], keys [N, T, D], length int64 [N]; out [N, D].
     """
@@ -23,7 +23,7 @@ class TargetAttention(nn.Module):
     def __init__(self, dim: int, hidden: Sequence[int] = (32,), *, normalize: bool = True) -> None:
         super().__init__()
         self.mlp = MLP(4 * dim, hidden)
-        self.score = nn.Linear(self.mlp.out_dim, 1)
+        self.score = nn.Linear(self.mlp.out_dim, 1, bias=not normalize)  # a softmax is blind to a bias
         self.normalize = normalize
 
     def forward(self, query: Tensor, keys: Tensor, length: Tensor) -> Tensor:
