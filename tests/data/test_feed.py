@@ -165,8 +165,8 @@ def test_recent_categories_matter(table):
 
 def test_best_reachable_is_worth_reaching(feed):
     best = feed[1]["auc_best_reachable"]["train"]
-    assert 0.75 < best["click"] < 0.85
-    assert 0.79 < best["finish"] < 0.9
+    assert 0.72 < best["click"] < 0.87
+    assert 0.75 < best["finish"] < 0.92
 
 
 def test_same_parameters_are_already_there(feed):

@@ -115,7 +115,8 @@ class World:
     def draw_interests(self, user: Ints, generator: np.random.Generator) -> Ints:
         """One current interest per user: a category, more often of those the user likes anyway (Gumbel-max)."""
         liking = self.users.factor[user] @ self.category_factor.T * self._scale
-        return np.argmax(0.7 * liking + generator.gumbel(size=liking.shape), axis=1)
+        chosen: Ints = np.argmax(0.7 * liking + generator.gumbel(size=liking.shape), axis=1)
+        return chosen
 
     def probabilities(self, requests: Requests) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """p(click) and p(finish), the latter not conditional on the click. Both float32 [R, K]."""
@@ -131,11 +132,11 @@ class World:
         openness = self.users.openness[requests.user][:, None]
 
         click = (
-            -2.2 + 0.45 * taste + 0.35 * popular + items.quality[candidates] + openness + 0.3 * hour
-            + 0.3 * hot + 3.2 * recent - 0.2 * length
+            -1.9 + 0.4 * taste + 0.3 * popular + items.quality[candidates] + openness + 0.3 * hour
+            + 0.3 * hot + 2.6 * recent - 0.2 * length
         )  # fmt: skip
         finish = (
-            -0.6 + 0.4 * taste + items.grip[candidates] + 0.5 * openness + 0.25 * hot + 2.0 * recent
+            -0.6 + 0.4 * taste + items.grip[candidates] + 0.5 * openness + 0.25 * hot + 1.5 * recent
             - (0.7 + 0.5 * slow) * length - 0.3 * slow
         )  # fmt: skip
         p_click = _sigmoid(click)
@@ -173,7 +174,7 @@ def _make_items(count: int, category_factor: Floats, generator: np.random.Genera
     tags = np.where(chosen, category[:, None] * TAGS_PER_CATEGORY + within, -1)
     of_tags = (tag_factor[tags] * chosen[:, :, None]).sum(axis=1) / number[:, None]
     own = generator.normal(size=(count, FACTORS))
-    quality, grip = 0.65 * author_quality[:, author] + 0.15 * generator.normal(size=(2, count))
+    quality, grip = 0.5 * author_quality[:, author] + 0.15 * generator.normal(size=(2, count))
     return Items(
         category=category,
         tags=tags,
@@ -202,8 +203,8 @@ def _make_users(count: int, generator: np.random.Generator) -> Users:
         city=city,
         device=device,
         factor=0.8 * of_group[group, gender] + 0.25 * of_city[city] + 0.2 * own,
-        openness=generator.normal(size=len(AGE_BOUNDS) + 1)[group] * 0.5
-        + generator.normal(size=len(DEVICES))[device] * 0.5
+        openness=generator.normal(size=len(AGE_BOUNDS) + 1)[group] * 0.4
+        + generator.normal(size=len(DEVICES))[device] * 0.4
         + generator.normal(size=count) * 0.2,
         activity=activity / activity.sum(),
     )
@@ -211,7 +212,8 @@ def _make_users(count: int, generator: np.random.Generator) -> Users:
 
 def _zipf(count: int, exponent: float) -> Floats:
     weights = np.arange(1, count + 1) ** -exponent
-    return weights / weights.sum()
+    shares: Floats = weights / weights.sum()
+    return shares
 
 
 def _sigmoid(logits: Floats) -> Floats:
