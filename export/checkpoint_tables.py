@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 from numpy.typing import NDArray
 from torch.distributed.checkpoint import FileSystemReader, LoadPlan
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from torchrank.training.sharding import table_name
@@ -89,6 +89,10 @@ class _RowRange(DefaultLoadPlanner):
         assert isinstance(saved, TensorStorageMetadata)
         wanted = ChunkStorageMetadata(torch.Size([self._start, 0]), self._target.shape)
         return LoadPlan(create_read_items_for_chunk_list(self._table.key, saved, [wanted]))
+
+    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
+        """The rows' place, whatever their offset in the table: the default looks for a sharded tensor."""
+        return self._target
 
 
 def load_dense(checkpoint: Path, model: torch.nn.Module) -> None:
