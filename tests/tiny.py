@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+import torch.distributed.checkpoint as dcp
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 import torchrank.train  # noqa: F401 - registers the configuration schema
 from torchrank.config_dir import config_dir
+from torchrank.training.run import Run
 
 CONF = Path(__file__).parent / "training" / "conf"  # data/tiny.yaml
+SMALL = ("training.batch_size=128", "training.log_every=1", "training.threads=1", "tensorboard=false")
 
 
 def make_rows(rows: int, seed: int) -> pa.Table:
@@ -53,6 +62,46 @@ def write_data(folder: Path) -> Path:
 
 def compose_tiny(data: Path, run: Path, *overrides: str) -> DictConfig:
     base = [f"hydra.searchpath=[file://{CONF}]", "data=tiny", f"data.path={data}", f"run_dir={run}"]
-    small = ["training.batch_size=128", "training.log_every=1", "training.threads=1", "tensorboard=false"]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("train", overrides=[*base, *small, *overrides])
+        return compose("train", overrides=[*base, *SMALL, *overrides])
+
+
+def run_module(module: str, *arguments: str, cwd: Path, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    """`python -m MODULE ARGUMENTS` in `cwd`, under torchrun where there are several ranks."""
+    launch = [sys.executable, "-m"]
+    if ranks > 1:
+        launch += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    environment = {**os.environ, "PYTHONPATH": str(CONF.parents[2])}
+    return subprocess.run(
+        [*launch, module, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def train_on_ranks(ranks: int, data: Path, run: Path, *overrides: str) -> None:
+    """The real entry point; `overrides` as in `compose_tiny`."""
+    done = run_module(
+        "torchrank.train",
+        *("--config-dir", str(CONF), "data=tiny", f"data.path={data}", f"run_dir={run}", *SMALL, *overrides),
+        cwd=run.parent,
+        ranks=ranks,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def copy_run(run: Path, target: Path, edit: Callable[[dict[str, torch.Tensor]], None] = lambda state: None) -> Path:
+    """The run with its checkpoint read, edited and written again: state-dict key -> whole tensor."""
+    checkpoint = Run(run).checkpoint()
+    saved = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    state = {key: torch.empty(value.size, dtype=value.properties.dtype) for key, value in saved.items()}
+    dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+    edit(state)
+    dcp.save(state, checkpoint_id=target / "checkpoints" / checkpoint.name, no_dist=True)
+    for name in ("config.yaml", f"checkpoints/{checkpoint.name}/progress.json"):
+        shutil.copy(run / name, target / name)
+    return target
