@@ -26,9 +26,11 @@ def export(
     """
     from embedding_store.codec import check_codec
     from export.build import ExportOptions, export_run
+    from torchrank.commands.training import find_own_modules
     from torchrank.training.quiet import quiet_libraries
     from torchrank.training.run import find_run
 
+    find_own_modules()
     quiet_libraries()
     run = find_run(run_dir)
     target = output or run.folder / "bundle"
