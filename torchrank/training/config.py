@@ -37,13 +37,13 @@ class TableOptimizerConfig:
     """Fused into the tables' backward pass. These are the rules whose kernels run on CPU and CUDA alike."""
 
     name: TableRule = TableRule.adagrad
-    lr: float = 0.02
+    lr: float = 0.1
     eps: float = 1e-8
 
 
 @dataclass
 class OptimizerConfig:
-    dense: dict[str, Any] = field(default_factory=lambda: {"_target_": "torch.optim.Adam", "lr": 1e-3})
+    dense: dict[str, Any] = field(default_factory=lambda: {"_target_": "torch.optim.Adam", "lr": 2e-3})
     tables: TableOptimizerConfig = field(default_factory=TableOptimizerConfig)
 
 
@@ -69,9 +69,9 @@ class EarlyStoppingConfig:
 
 @dataclass
 class TrainingConfig:
-    epochs: int = 1
+    epochs: int = 3
     max_steps: int | None = None
-    batch_size: int = 4096  # rows of a step over all ranks; divisible by their number
+    batch_size: int = 2048  # rows of a step over all ranks; divisible by their number
     shuffle: bool = True
     validate_every: int | None = None  # steps; null: after each epoch
     validation_rows: int | None = None  # rows of one validation over all ranks; null: all
