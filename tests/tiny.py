@@ -70,7 +70,7 @@ def run_module(module: str, *arguments: str, cwd: Path, ranks: int = 1) -> subpr
     """`python -m MODULE ARGUMENTS` in `cwd`, under torchrun where there are several ranks."""
     launch = [sys.executable, "-m"]
     if ranks > 1:
-        launch += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+        launch += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "--"]
     environment = {**os.environ, "PYTHONPATH": str(CONF.parents[2])}
     return subprocess.run(
         [*launch, module, *arguments],

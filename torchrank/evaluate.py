@@ -1,4 +1,8 @@
-"""Metrics of a run's best checkpoint on its test data. `torchrun --nproc-per-node N -m torchrank.evaluate` shards."""
+"""Metrics of a run's best checkpoint on its test data.
+
+`torchrun --nproc-per-node N -m -- torchrank.evaluate --run DIR` shards; without the `--`, torchrun takes `--run` for
+an abbreviated option of its own.
+"""
 
 from __future__ import annotations
 
