@@ -1,14 +1,16 @@
 """One byte budget over the caches of all tables of all releases in use.
 
 A cache belongs to one release and can answer for no other. Of each model one release is cached, the latest that was
-warmed or asked for; a release that it replaced is still answered, without a cache.
+warmed or asked for; a release that it replaced is still answered, without a cache. Every model that was ever expected
+or asked for has an equal part of the budget: a part that depended on which caches live at the moment would grow when
+one is dropped, and two models would throw each other out with every look-up.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from embedding_store.cache import TableCache, full_bytes
 from embedding_store.release import ReleaseManifest, TableInfo
@@ -54,6 +56,7 @@ class CacheBudget:
         self.budget = budget
         self._cached: dict[str, ReleaseCache] = {}  # by release, one per model
         self._bypass: dict[str, ReleaseCache] = {}  # by release, replaced ones: caches of no bytes that only count
+        self._models: set[str] = set()  # that share the budget
         self._lock = threading.Lock()
 
     @property
@@ -65,6 +68,12 @@ class CacheBudget:
     def all(self) -> dict[str, TableCaches]:
         with self._lock:
             return {name: cache.tables for name, cache in (self._bypass | self._cached).items()}
+
+    def expect(self, models: Iterable[str]) -> None:
+        """Parts of the budget for these models before they come: the first to come would else get all of it, and lose
+        what it was warmed with to the second."""
+        with self._lock:
+            self._models.update(models)
 
     def of(self, manifest: ReleaseManifest) -> TableCaches:
         """The caches that answer for this release; made on the first call."""
@@ -82,17 +91,15 @@ class CacheBudget:
             cached = self._cached.get(manifest.name)
             if cached is None:
                 before = self._bypass.pop(manifest.name, None)
-                self._make_room(manifest)
-                cached = self._cached[manifest.name] = ReleaseCache(manifest, self._share(manifest), before)
+                self._models.add(manifest.model)
+                share = self.budget // len(self._models)
+                self._make_room(manifest, share)
+                cached = self._cached[manifest.name] = ReleaseCache(manifest, share, before)
             return cached.tables
 
-    def _share(self, manifest: ReleaseManifest) -> int:
-        return self.budget // len({cache.manifest.model for cache in self._cached.values()} | {manifest.model})
-
-    def _make_room(self, manifest: ReleaseManifest) -> None:
+    def _make_room(self, manifest: ReleaseManifest, share: int) -> None:
         """What has to go goes before the new arrays are made, so that the budget holds at every moment. Another
         model's cache that is larger than its share goes too, and comes back smaller with that model's next look-up."""
-        share = self._share(manifest)
         for name, cache in list(self._cached.items()):
             if cache.manifest.model == manifest.model or cache.bytes > share:
                 del self._cached[name]

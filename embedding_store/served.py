@@ -102,6 +102,7 @@ class ServedStore(ServedLookup):
         ]
 
     def warm(self, release: str) -> int:
+        self._store.expect(model for model, history in self._store.backend.histories().items() if history)
         return sum(self._store.warm(release).values())
 
     def stats(self) -> ServedStats:

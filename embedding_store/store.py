@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,6 +126,10 @@ class EmbeddingStore(EmbeddingLookup):
             self._lookups += 1
             self._ids += sum(len(table.reply.index) for table in pending.values())
         return LookupReply(release, {name: table.reply for name, table in pending.items()})
+
+    def expect(self, models: Iterable[str]) -> None:
+        """Divides the cache among these models from now on, whichever is warmed or asked for first."""
+        self._budget.expect(models)
 
     def warm(self, release: str) -> dict[str, int]:
         """Makes the cache ready for `release` before it gets traffic: its most frequent ids, as many as fit.

@@ -17,6 +17,7 @@ from embedding_store.lookup import ABSENT, FOUND
 from embedding_store.open import open_store
 from embedding_store.publish import publish
 from embedding_store.releases import activate, rollback
+from embedding_store.served import ServedStore
 from embedding_store.store import EmbeddingStore
 from tests.embedding_store.bundles import Bundle, make_bundle
 
@@ -167,3 +168,34 @@ def test_what_a_look_up_refuses(url: str, bundle: Bundle) -> None:
             store.lookup(bundle.name, {"item": np.zeros(2)})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="cache_bytes is -1"):
         open_store(url, cache_bytes=-1)
+
+
+def test_models_share_the_budget_and_leave_each_other_alone(url: str, tmp_path: Path) -> None:
+    bundles = [make_bundle(tmp_path / model, seed, model=model) for seed, model in enumerate(("a", "b", "c"))]
+    with open_store(url, cache_bytes=60_000) as store:
+        for count, one in enumerate(bundles, 1):
+            publish(one.folder, store.backend)
+            for other in (*bundles[:count], *bundles[:count]):  # once to come to an equal share, once to fill it
+                check(store, other, {"item": other.hot["item"][:20]})
+            before = store.stats()
+            for other in bundles[:count]:
+                check(store, other, {"item": other.hot["item"][:20]})
+            after = store.stats()
+            assert after.cache_bytes <= 60_000
+            assert after.total("misses") == before.total("misses")
+            assert after.total("hits") == before.total("hits") + 20 * count
+
+
+def test_a_sidecars_store_keeps_all_active_models_warm(url: str, tmp_path: Path) -> None:
+    bundles = [make_bundle(tmp_path / model, seed, model=model) for seed, model in enumerate(("a", "b"))]
+    store = open_store(url, cache_bytes=200_000)
+    with ServedStore(store) as served:
+        for one in bundles:
+            publish(one.folder, store.backend)
+            activate(store.backend, one.name)
+        for one in bundles:
+            served.warm(one.name)
+        for one in bundles:
+            check(store, one, {"item": one.hot["item"][:20]})
+        assert (store.stats().total("hits"), store.stats().total("misses")) == (40, 0)
+        assert store.stats().cache_bytes <= 200_000
