@@ -37,8 +37,8 @@ def running_service(log: Path, *arguments: str | Path) -> Iterator[Service]:
 
 
 @contextmanager
-def running_sidecar(log: Path, store: str, socket: Path) -> Iterator[subprocess.Popen[str]]:
-    command = command_line("sidecar", "--store", store, "--socket", socket, "--cache-size", "1MiB")
+def running_sidecar(log: Path, store: str, socket: Path, *options: str | Path) -> Iterator[subprocess.Popen[str]]:
+    command = command_line("sidecar", "--store", store, "--socket", socket, "--cache-size", "1MiB", *options)
     with _running(command, log, "ready") as (process, _):
         yield process
 

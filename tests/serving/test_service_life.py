@@ -201,6 +201,26 @@ def test_a_sidecar_that_dies_and_comes_back(tmp_path: Path, model: TinyModel, st
         assert service.terminate() == 0
 
 
+def test_a_sidecar_with_a_password(tmp_path: Path, model: TinyModel, store_url: str) -> None:
+    socket_path, right, wrong = tmp_path / "sidecar.sock", tmp_path / "right", tmp_path / "wrong"
+    right.write_text("correct horse\n")
+    wrong.write_text("battery staple\n")
+    request = random_request(np.random.default_rng(9), 30)
+    serve = (model.folder, "--sidecar", socket_path)
+    with running_sidecar(tmp_path / "sidecar.log", store_url, socket_path, "--password-file", right):
+        without = failing(command_line("serve", *serve))
+        assert (without.returncode, without.stderr) == (
+            1, f"Error: unix://{socket_path}: NOAUTH Authentication required.\n"
+        )  # fmt: skip
+        refused = failing(command_line("serve", *serve, "--sidecar-password-file", wrong))
+        assert (refused.returncode, refused.stderr) == (
+            1, f"Error: unix://{socket_path}: WRONGPASS invalid password\n"
+        )  # fmt: skip
+        with running_service(tmp_path / "log", *serve, "--sidecar-password-file", right) as service:
+            check_answer(model, request, httpx.post(f"{service.url}/rank", json=request, timeout=30))
+            assert "correct horse" not in Path(f"/proc/{service.process.pid}/cmdline").read_text()
+
+
 def test_the_deadline_reaches_a_store_that_hangs(tmp_path: Path, redis_server: Redis) -> None:
     redis, url = redis_server
     model = build_bundle(tmp_path / "bundle")

@@ -10,6 +10,10 @@ import click
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--sidecar", metavar="ADDRESS", help="Rows from this sidecar: a socket's path, or tcp://HOST:PORT.")
+@click.option(
+    "--sidecar-password-file", type=click.Path(path_type=Path),
+    help="AUTH to the sidecar with its content. Else with TORCHRANK_SIDECAR_PASSWORD's, where that is set.",
+)  # fmt: skip
 @click.option("--store", metavar="URL", help="Rows from this store, without a sidecar.")
 @click.option("--cache-size", default="512MiB", show_default=True, help="With --store: memory for hot rows.")
 @click.option("--host", default="127.0.0.1", show_default=True)
@@ -30,6 +34,7 @@ import click
 def serve(
     bundle: Path,
     sidecar: str | None,
+    sidecar_password_file: Path | None,
     store: str | None,
     cache_size: str,
     host: str,
@@ -47,6 +52,7 @@ def serve(
     import logging
 
     from embedding_store.byte_sizes import parse_size
+    from torchrank.commands.sidecar_password import read_password
     from torchrank.serving.launch import Options, launch
 
     if (sidecar is None) == (store is None):
@@ -55,6 +61,7 @@ def serve(
     options = Options(
         bundle=bundle,
         sidecar=sidecar,
+        sidecar_password=read_password("--sidecar-password-file", sidecar_password_file),
         store=store,
         cache_bytes=parse_size(cache_size),
         host=host,

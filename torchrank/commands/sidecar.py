@@ -43,6 +43,7 @@ def sidecar(
     from embedding_store.served import ServedStore
     from embedding_store.sidecar import SidecarOptions, run_sidecar
     from embedding_store.sidecar_socket import parse_listen
+    from torchrank.commands.sidecar_password import read_password
 
     if socket is None and listen is None:
         raise click.UsageError("give --socket PATH, --listen HOST:PORT, or both")
@@ -54,7 +55,7 @@ def sidecar(
         max_frame=parse_size(max_frame),
         threads=threads,
         drain_seconds=drain_seconds,
-        password=_password(password_file),
+        password=read_password("--password-file", password_file),
     )
     with ServedStore(open_store(store, cache_bytes=parse_size(cache_size))) as served:
         run_sidecar(served, options, functools.partial(print, flush=True))
@@ -68,13 +69,3 @@ def _octal(text: str) -> int:
     if not 0 <= mode <= 0o777:
         raise click.UsageError(f"--socket-mode {text}: expected octal rights up to 777, as in 660")
     return mode
-
-
-def _password(file: Path | None) -> str | None:
-    """Never an argument: every user of the host can read those."""
-    import os
-
-    text = file.read_text().strip() if file is not None else os.environ.get("TORCHRANK_SIDECAR_PASSWORD")
-    if file is not None and not text:
-        raise click.UsageError(f"--password-file {file} is empty")
-    return text or None

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedding_store.client import SidecarClient
@@ -29,6 +29,7 @@ class Options:
 
     bundle: Path
     sidecar: str | None
+    sidecar_password: str | None = field(default=None, repr=False)
     store: str | None
     cache_bytes: int
     host: str
@@ -66,7 +67,7 @@ def launch(options: Options, announce: Callable[[str], None]) -> None:
 
 def _open_lookup(options: Options) -> EmbeddingLookup:
     if options.sidecar is not None:
-        return SidecarClient(options.sidecar)
+        return SidecarClient(options.sidecar, password=options.sidecar_password)
     assert options.store is not None
     return open_store(options.store, cache_bytes=options.cache_bytes)
 
