@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import DictConfig
 
+from tests.tiny import make_rows
 from torchrank.train import train
 from torchrank.training.run import Run
 
@@ -143,3 +145,16 @@ def test_user_errors_are_one_line(tiny_data: Path, tmp_path: Path) -> None:
         assert code == 1
         assert expected in output, output
         assert "Traceback" not in output, output
+
+
+def test_ranks_with_unequal_last_batches(tmp_path: Path) -> None:
+    """1001 rows on two ranks: 501 and 500, so the last batches differ by a row, in training and in validation."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "valid"):
+        pq.write_table(make_rows(1001, seed=3), data / f"{name}.parquet")
+    code, output = finish(
+        entry_point(data, tmp_path / "run", "sharding=row_wise", "training.epochs=2", "tensorboard=false", ranks=2)
+    )
+    assert code == 0, output
+    assert len(losses(tmp_path / "run")) == 16

@@ -75,7 +75,7 @@ class Loader:
         self._transform = transform
         self._labels = tuple(labels)
         self._keep = tuple(keep)
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._prefetch = prefetch
         self._order = Order(shard, shards, seed, shuffle=shuffle, request_column=request_column)
         self._columns = _columns(transform.spec, self._labels, self._keep, request_column)
@@ -89,12 +89,12 @@ class Loader:
     @property
     def batches(self) -> int:
         """Batches of this shard in one pass."""
-        return -(-self.rows // self._batch_size)
+        return -(-self.rows // self.batch_size)
 
     @property
     def common_batches(self) -> int:
         """Batches that every shard has: ranks that train in step stop there. No shard has more than one beyond it."""
-        return -(-(self._source.rows // self._order.shards) // self._batch_size)
+        return -(-(self._source.rows // self._order.shards) // self.batch_size)
 
     def epoch(self, epoch: int, *, skip: int = 0) -> Generator[Batch, None, None]:
         """One pass, without the first `skip` rows. Errors of the background thread are raised here; closing the
@@ -104,7 +104,7 @@ class Loader:
 
     def _make(self, order: Order, skip: int) -> Iterator[Batch]:
         position = skip
-        for rows in _rebatch(self._source.stream(self._columns, order, skip=skip), self._batch_size):
+        for rows in _rebatch(self._source.stream(self._columns, order, skip=skip), self.batch_size):
             position += rows.num_rows
             labels = {name: np.array(rows.column(name)) for name in self._labels}  # a copy: Arrow's memory is read-only
             features = self._transform.from_arrow(rows, request_column=order.request_column)

@@ -58,8 +58,8 @@ def key_name(slot: Slot | SequenceSlot) -> str:
 class TorchBatch:
     """U requests with N candidates.
 
-    Both KeyedJaggedTensors have N rows a key: user keys use the first U and leave the rest empty, which costs
-    nothing and lets a table serve both sides. labels float32 [N, tasks]; weight: 0.0 makes the batch count for
+    Both KeyedJaggedTensors have the same number of rows for all keys, at least N: user keys use the first U, item keys
+    the first N, and the rest is empty, which costs nothing and lets a table serve both sides. labels float32 [N, tasks]; weight: 0.0 makes the batch count for
     nothing (a rank that ran out of data still takes part in the step).
     """
 
@@ -91,13 +91,20 @@ class TorchBatch:
         )
 
 
-def to_torch(features: FeatureBatch, labels: Mapping[str, NDArray[np.float32]], schema: FeatureSchema) -> TorchBatch:
-    """Shares memory with `features` where it can. labels: float32 [N] per task of the schema, or none at all."""
+def to_torch(
+    features: FeatureBatch, labels: Mapping[str, NDArray[np.float32]], schema: FeatureSchema, rows: int | None = None
+) -> TorchBatch:
+    """Shares memory with `features` where it can. labels: float32 [N] per task of the schema, or none at all.
+
+    rows: of the KeyedJaggedTensors, N where None. Ranks that look up together need the same: TorchRec's row-wise bags
+    exchange blocks of equal size, and the last batch of a pass may have a row more on one rank than on another.
+    """
+    rows = features.item.rows if rows is None else rows
     pooled, unpooled = lookup_keys(schema)
     columns = [labels[task] for task in schema.tasks if task in labels]
     return TorchBatch(
-        pooled=_keyed_jagged(features, pooled),
-        unpooled=_keyed_jagged(features, unpooled),
+        pooled=_keyed_jagged(features, pooled, rows),
+        unpooled=_keyed_jagged(features, unpooled, rows),
         users=features.user.rows,
         user_dense=torch.from_numpy(features.user.dense),
         item_dense=torch.from_numpy(features.item.dense),
@@ -106,10 +113,10 @@ def to_torch(features: FeatureBatch, labels: Mapping[str, NDArray[np.float32]], 
     )
 
 
-def _keyed_jagged(features: FeatureBatch, keys: Sequence[Key]) -> KeyedJaggedTensor | None:
+def _keyed_jagged(features: FeatureBatch, keys: Sequence[Key], rows: int) -> KeyedJaggedTensor | None:
     if not keys:
         return None
-    lengths = np.zeros((len(keys), features.item.rows), np.int64)
+    lengths = np.zeros((len(keys), rows), np.int64)
     values = []
     for row, key in zip(lengths, keys, strict=True):
         side = features.user if key.rows == "user" else features.item

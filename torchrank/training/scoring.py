@@ -88,7 +88,7 @@ def for_each_scored(
             if not ranks.largest(int(batch is not None)):
                 break
             if batch is not None:
-                spare = to_torch(batch.features, batch.labels, schema).to(ranks.device)
+                spare = to_torch(batch.features, batch.labels, schema, loader.batch_size).to(ranks.device)
             if spare is None:
                 raise ValueError(f"rank {ranks.rank} has no rows to score: use fewer ranks for so little data")
             probabilities = torch.sigmoid(sharded(spare).float())

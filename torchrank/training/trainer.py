@@ -111,7 +111,8 @@ class Trainer:
     def _on_device(self, batch: Batch | None, spare: TorchBatch | None) -> TorchBatch:
         """A rank without a batch repeats its last one with weight 0: the others' look-ups and gradients need it."""
         if batch is not None:
-            return to_torch(batch.features, batch.labels, self.built.schema).to(self.ranks.device)
+            rows = self.loader.batch_size
+            return to_torch(batch.features, batch.labels, self.built.schema, rows).to(self.ranks.device)
         if spare is None:
             raise ValueError(f"rank {self.ranks.rank} has no training rows: use fewer ranks for so little data")
         return spare.without_weight()
@@ -129,12 +130,14 @@ class Trainer:
         since.rows += batch.rows if batch.weight else 0
         since.steps += 1
         if self.reporter and batch.weight:
-            self.recent.add(batch.labels.cpu().numpy(), logits.detach().cpu().numpy())
+            self.recent.add(batch.labels, logits.detach())
 
     def _count(self, batch: Batch | None) -> None:
         self.progress.step += 1
         if batch is not None:
             self.progress.rows_read[self.ranks.rank] = batch.rows_read
+        if self.reporter:
+            self.reporter.step()
 
     def _between_steps(self) -> None:
         step = self.progress.step
