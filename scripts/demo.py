@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--store", help="URL of a store; by default memory-mapped files below outputs/demo")
     parser.add_argument("--data", type=Path, default=Path("data/feed"), help="written when it is not there")
     parser.add_argument("--rows-per-day", type=int, default=60_000, help="of data that is written")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--cache-size", default="16MiB", help="of the sidecar")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
     options = parser.parse_args()
@@ -86,7 +86,7 @@ def train(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     run = folder / "run"
     overrides = [
         *("+model=mmoe", "sharding=row_wise", f"data.path={options.data}", f"run_dir={run}"),
-        *("model.attention={history_item: item_id, history_category: category}", "training.log_every=20"),
+        *("model.attention={history_item: item_id, history_category: category}", "training.log_every=5"),
         *(f"training.epochs={options.epochs}", f"training.batch_size={1024 * RANKS}"),
     ]
     launch = [str(BIN / "torchrun"), "--standalone", f"--nproc-per-node={RANKS}", "-m", "torchrank.train", *overrides]
