@@ -6,7 +6,6 @@ an abbreviated option of its own.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +14,7 @@ from rich.table import Table
 from torchrank.training.distributed import process_group
 from torchrank.training.load import load_run
 from torchrank.training.quiet import quiet_libraries
-from torchrank.training.run import find_run, write_atomically
+from torchrank.training.run import find_run, strict_json, write_atomically
 
 
 def evaluate(run_dir: Path | None, data: str | None, *, as_json: bool) -> None:
@@ -28,7 +27,7 @@ def evaluate(run_dir: Path | None, data: str | None, *, as_json: bool) -> None:
         metrics = loaded.metrics(loaded.source(data))
     if metrics is None:
         return
-    text = json.dumps(metrics)
+    text = strict_json(metrics)
     write_atomically(run.folder / "evaluation.json", text + "\n")
     if as_json:
         print(text)

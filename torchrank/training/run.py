@@ -11,6 +11,7 @@ checkpoints/best       the name of the best one
 from __future__ import annotations
 
 import json
+import math
 import os
 from datetime import datetime
 from pathlib import Path
@@ -69,8 +70,26 @@ class Run:
         return found[-1] if found else None
 
     def log(self, record: dict[str, Any]) -> None:
-        with (self.folder / "metrics.jsonl").open("a") as lines:
-            lines.write(json.dumps(record) + "\n")
+        with self._metrics.open("a") as lines:
+            lines.write(strict_json(record) + "\n")
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """What was logged, `kind` being train or validation."""
+        return [record for record in map(json.loads, self._metric_lines()) if record["kind"] == kind]
+
+    def forget_after(self, step: int) -> None:
+        """Drops what was logged after `step`: a run that was killed behind its last checkpoint does it again."""
+        kept = [line for line in self._metric_lines() if json.loads(line)["step"] <= step]
+        write_atomically(self._metrics, "".join(f"{line}\n" for line in kept))
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def _metric_lines(self) -> list[str]:
+        """Complete ones: a killed writer may leave half a line."""
+        text = self._metrics.read_text() if self._metrics.exists() else ""
+        return text[: text.rfind("\n") + 1].splitlines()
 
     def remember_as_latest(self) -> None:
         OUTPUTS.mkdir(exist_ok=True)
@@ -103,6 +122,17 @@ def find_run(folder: str | Path | None) -> Run:
     if not (run.folder / "config.yaml").is_file():
         raise ValueError(f"{run.folder} is not a run: it has no config.yaml")
     return run
+
+
+def strict_json(value: Any) -> str:
+    """`value` in one line; what JSON has no number for (the AUC of a single class is NaN) as null."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: finite(item) for key, item in part.items()}
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), allow_nan=False)
 
 
 def write_atomically(path: Path, text: str) -> None:

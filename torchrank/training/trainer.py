@@ -73,6 +73,8 @@ class Trainer:
 
     def train(self) -> Progress:
         """Until the epochs, the steps or the patience are used up, or SIGTERM comes. Ends with a checkpoint."""
+        if self.reporter:
+            self.reporter.begin(self.progress.step)
         with _sigterm_sets(self):
             while self.progress.epoch < self.settings.epochs and not self._finished():
                 if self._epoch():
