@@ -60,7 +60,7 @@ class TorchBatch:
 
     Both KeyedJaggedTensors have the same number of rows for all keys, at least N: user keys use the first U, item keys
     the first N, and the rest is empty, which costs nothing and lets a table serve both sides. labels float32
-    [N, tasks]; weight: 0.0 makes the batch count for nothing (a rank that ran out of data still takes part in the step).
+    [N, tasks]; weight: 0.0 makes the batch count for nothing (a rank that ran out of data still takes part in a step).
     """
 
     pooled: KeyedJaggedTensor | None
