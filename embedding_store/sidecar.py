@@ -1,6 +1,7 @@
 """The sidecar process: warm the cache, listen, answer, drain.
 
 start     refuse a socket on which another process answers; warm the active releases; listen; print `ready …`
+running   a release that is activated meanwhile is warmed beside its first look-ups
 SIGTERM   (or SIGINT) stop accepting, answer what has come, close, remove the socket file, exit 0
 """
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import time
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from embedding_store import resp
-from embedding_store.errors import ProtocolError, StoreUnavailable
+from embedding_store.errors import ProtocolError, StoreError, StoreUnavailable
 from embedding_store.lookup import ABSENT, UNAVAILABLE, LookupReply
 from embedding_store.protocol import LookupRequest, decode_request, reply_bytes, status_of, write_reply
 from embedding_store.release import ReleaseManifest
 from embedding_store.served import Remainder, ServedLookup
 from embedding_store.sidecar_stats import SidecarStats
+
+_log = logging.getLogger(__name__)
 
 # Larger requests (32,768 ids, some 5 ms) take a thread whatever they hit: the kernels there leave the loop alone.
 _LARGE = 256 << 10
@@ -71,6 +74,8 @@ class Lookups:
         request = decode_request(frame)
         manifest = self._manifests.get(request.release)
         remainder: Remainder = functools.partial(self._from_the_start, request)
+        if manifest is not None and manifest.name not in self._warmed:
+            self._warm_meanwhile(manifest.name)
         if manifest is not None and len(frame) <= _LARGE:
             self._check(request, manifest)
             found = self._store.begin(request.release, request.ids)
@@ -79,6 +84,11 @@ class Lookups:
             remainder = found
         self._stats.offloaded += 1
         return self._in_thread(request, remainder, began)
+
+    def _warm_meanwhile(self, release: str) -> None:
+        """A release that came while this process ran: its first look-up gives it the cache, which is empty yet."""
+        self._warmed[release] = 0  # until it is done, and once only
+        self._threads.submit(self.warm, release).add_done_callback(functools.partial(_report_warming, release))
 
     def _from_the_start(self, request: LookupRequest, timeout: float | None) -> LookupReply:
         manifest = self._manifests.get(request.release) or self.remember(self._store.manifest(request.release))
@@ -108,6 +118,16 @@ class Lookups:
         stats.unavailable += answer.unavailable
         stats.latency.record(time.perf_counter() - began)
         return answer.reply
+
+
+def _report_warming(release: str, warming: Future[int]) -> None:
+    error = warming.exception()
+    if error is None:
+        _log.info("%s: warmed %d rows", release, warming.result())
+    elif isinstance(error, StoreError):
+        _log.warning("%s was not warmed: %s", release, error)
+    else:
+        _log.error("%s was not warmed", release, exc_info=error)
 
 
 def _encode(found: LookupReply) -> _Answer:

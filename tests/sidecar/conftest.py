@@ -70,7 +70,8 @@ def put(backend: Backend, release: Release) -> None:
             writer.write_hot(table, release.hot[table.name].tobytes())
             writer.mark_verified(table)
         writer.commit()
-    backend.set_history("feed", (), (release.manifest.name,))
+    history = backend.history("feed")
+    backend.set_history("feed", history, (*history, release.manifest.name))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from embedding_store.client import SidecarClient
 from embedding_store.errors import StoreUnavailable, UnknownRelease, UnknownTable
 from embedding_store.lookup import EmbeddingLookup
+from embedding_store.open import open_backend
+from tests.sidecar.conftest import make_release, put
 
 
 def check(lookup: EmbeddingLookup, release, ids: dict[str, NDArray[np.int64]], **options: float) -> None:  # type: ignore[no-untyped-def]
@@ -104,6 +106,26 @@ def test_counters(start, release) -> None:  # type: ignore[no-untyped-def]
     assert grown("lookups_offloaded") == grown("total_error_replies") == 0
     assert float(after["server_p50_us"]) > 0
     assert "tables=3,rows=5937" in after["feed@v1"]
+
+
+def test_a_release_activated_meanwhile_is_answered_and_warmed(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    old, new = make_release("v1", 1), make_release("v2", 2)
+    with open_backend(f"memmap://{tmp_path}") as backend:
+        put(backend, old)
+        client = start(url=f"memmap://{tmp_path}").client()
+        check(client, old, {"item": np.arange(10)})
+        put(backend, new)
+    assert client.manifest(model="feed") == new.manifest
+    check(client, new, {"item": np.arange(10)})
+    deadline = time.monotonic() + 20
+    while "warmed_rows=0" in client.info()["feed@v2"]:
+        assert time.monotonic() < deadline, "feed@v2 was not warmed"
+        time.sleep(0.02)
+    before = client.info()
+    check(client, new, dict(new.hot))
+    after = client.info()
+    assert after["cache_misses"] == before["cache_misses"]
+    check(client, old, {"item": np.arange(10)})
 
 
 def test_a_large_request_takes_a_thread(start, release) -> None:  # type: ignore[no-untyped-def]
