@@ -8,15 +8,14 @@ and `releases.py`, once for all backends.
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_store.closing import Closing
 from embedding_store.errors import ReleaseConflict
 from embedding_store.release import ReleaseManifest, TableInfo
 
@@ -51,7 +50,7 @@ class Unfinished(msgspec.Struct, frozen=True):
     namespace: str
 
 
-class ReleaseWriter(ABC):
+class ReleaseWriter(Closing):
     """Writes one release into a namespace of its own. Every call may be repeated: the bytes are the same."""
 
     @abstractmethod
@@ -80,19 +79,8 @@ class ReleaseWriter(ABC):
     def commit(self) -> None:
         """Makes the release visible, all at once. Raises ReleaseConflict where the name has other content."""
 
-    @abstractmethod
-    def close(self) -> None: ...
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Backend(ABC):
+class Backend(Closing):
     """Thread-safe. Every method raises StoreUnavailable, naming the address, where the store cannot be reached."""
 
     @property
@@ -144,17 +132,6 @@ class Backend(ABC):
         """Raises ReleaseConflict where a complete release of this name has other content, or where another publisher is
         at work on the same namespace and the backend can tell."""
 
-    @abstractmethod
-    def close(self) -> None: ...
-
     def active(self, model: str) -> str | None:
         history = self.history(model)
         return history[-1] if history else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -6,15 +6,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_store.closing import Closing
 from embedding_store.release import ReleaseManifest
 
 # Status of one row of a reply.
@@ -43,7 +42,7 @@ class LookupReply:
     tables: Mapping[str, TableRows]
 
 
-class EmbeddingLookup(ABC):
+class EmbeddingLookup(Closing):
     """Thread-safe."""
 
     @abstractmethod
@@ -61,14 +60,3 @@ class EmbeddingLookup(ABC):
 
         `timeout` is in seconds. Raises UnknownRelease, UnknownTable, StoreUnavailable.
         """
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
