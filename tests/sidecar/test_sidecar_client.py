@@ -18,7 +18,7 @@ from embedding_store.client import SidecarClient
 from embedding_store.errors import StoreUnavailable, UnknownRelease, UnknownTable
 from embedding_store.lookup import EmbeddingLookup
 from embedding_store.open import open_backend
-from tests.sidecar.conftest import make_release, put
+from tests.sidecar.random_release import make_release, put
 
 
 def check(lookup: EmbeddingLookup, release, ids: dict[str, NDArray[np.int64]], **options: float) -> None:  # type: ignore[no-untyped-def]

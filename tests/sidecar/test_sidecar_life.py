@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import stat
 import sys
 import threading
@@ -21,24 +20,11 @@ from embedding_store.errors import StoreUnavailable
 from embedding_store.open import open_backend
 from embedding_store.protocol import encode_request
 from embedding_store.sidecar_socket import UnixListener, listen_tcp, tcp_address
+from tests.sidecar.raw_socket import connect, read_all
 from torchrank.cli import cli
 
 REQUEST = encode_request("feed@v1", {"category": np.arange(5)})
 REPLY_BYTES = len(b"$80\r\n\r\n") + 80  # header 16, directory 8, name 8, rows 5 x 8, status 8
-
-
-def connect(path: Path) -> socket.socket:
-    raw = socket.socket(socket.AF_UNIX)
-    raw.settimeout(20)
-    raw.connect(str(path))
-    return raw
-
-
-def read_all(raw: socket.socket) -> bytes:
-    received = b""
-    while chunk := raw.recv(1 << 16):
-        received += chunk
-    return received
 
 
 def test_socket_rights_and_the_end_of_the_file(start) -> None:  # type: ignore[no-untyped-def]

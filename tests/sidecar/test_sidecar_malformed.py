@@ -13,20 +13,7 @@ import pytest
 from embedding_store import resp
 from embedding_store.errors import ProtocolError
 from embedding_store.protocol import decode_request, encode_request
-
-
-def connect(path: Path) -> socket.socket:
-    raw = socket.socket(socket.AF_UNIX)
-    raw.settimeout(20)
-    raw.connect(str(path))
-    return raw
-
-
-def read_all(raw: socket.socket) -> bytes:
-    received = b""
-    while chunk := raw.recv(1 << 16):
-        received += chunk
-    return received
+from tests.sidecar.raw_socket import connect, read_all
 
 
 def resident(process) -> int:  # type: ignore[no-untyped-def]
