@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -58,17 +58,9 @@ class CsvSource(Source):
     def column_names(self) -> list[str]:
         return list(self._layouts[self._files.names[0]].names)
 
-    @cached_property
-    def pieces(self) -> Sequence[Piece]:
-        pieces = []
+    def _piece_rows(self) -> Iterator[tuple[str, Sequence[int]]]:
         for file, layout in self._layouts.items():
-            first_row = 0
-            for index, rows in enumerate(layout.rows):
-                pieces.append(Piece(file, index, first_row, rows))
-                first_row += rows
-        if not any(piece.rows for piece in pieces):
-            raise DataError(self.path, found="0 rows", accepted="at least one row")
-        return pieces
+            yield file, layout.rows
 
     def read(self, piece: Piece, columns: Columns) -> pa.RecordBatch:
         layout = self._layouts[piece.file]

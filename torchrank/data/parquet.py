@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import pyarrow as pa
@@ -28,18 +28,9 @@ class ParquetSource(Source):
     def column_names(self) -> list[str]:
         return list(self._footers[self._files.names[0]].schema.to_arrow_schema().names)
 
-    @cached_property
-    def pieces(self) -> Sequence[Piece]:
-        pieces = []
+    def _piece_rows(self) -> Iterator[tuple[str, Sequence[int]]]:
         for file, footer in self._footers.items():
-            first_row = 0
-            for index in range(footer.num_row_groups):
-                rows = footer.row_group(index).num_rows
-                pieces.append(Piece(file, index, first_row, rows))
-                first_row += rows
-        if not any(piece.rows for piece in pieces):
-            raise DataError(self.path, found="0 rows", accepted="at least one row")
-        return pieces
+            yield file, [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
 
     def read(self, piece: Piece, columns: Columns) -> pa.RecordBatch:
         footer = self._footers[piece.file]

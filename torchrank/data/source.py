@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -50,12 +51,26 @@ class Order:
 
 
 class Source(ABC):
-    """Subclasses know how to cut files in pieces and to read one."""
+    """Subclasses know how to cut files in pieces and to read one. `path` is what the user named."""
 
-    @property
-    @abstractmethod
+    path: str
+
+    @cached_property
     def pieces(self) -> Sequence[Piece]:
         """All pieces in the order of the files. Raises DataError for a file that cannot be read."""
+        pieces = []
+        for file, counts in self._piece_rows():
+            first_row = 0
+            for index, rows in enumerate(counts):
+                pieces.append(Piece(file, index, first_row, rows))
+                first_row += rows
+        if not any(piece.rows for piece in pieces):
+            raise DataError(self.path, found="0 rows", accepted="at least one row")
+        return pieces
+
+    @abstractmethod
+    def _piece_rows(self) -> Iterator[tuple[str, Sequence[int]]]:
+        """Each file in order, and the number of rows of each of its pieces. Raises DataError."""
 
     @abstractmethod
     def read(self, piece: Piece, columns: Columns) -> pa.RecordBatch:
