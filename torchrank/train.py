@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torchrank.cli import for_the_user
 from torchrank.config_dir import config_dir
 from torchrank.training.checkpoint import Progress
-from torchrank.training.config import Config
+from torchrank.training.config import Config, check
 from torchrank.training.distributed import Ranks, process_group
 from torchrank.training.module import build, feature_schema
 from torchrank.training.progress import Reporter
@@ -31,6 +31,7 @@ def train(composed: DictConfig) -> Progress:
     """One training, from a composed configuration to the run's last checkpoint."""
     quiet_libraries()
     config = typed(composed)
+    check(config)
     feature_schema(config)  # a wrong model or feature is told before any data is made
     with process_group(config.device, config.training.threads) as ranks:
         return train_on(ranks, config, composed)
@@ -52,7 +53,6 @@ def train_on(ranks: Ranks, config: Config, composed: DictConfig) -> Progress:
             trainer.resume()
         progress = trainer.train()
         if reporter:
-            run.remember_as_latest()
             reporter.note(f"run {run.folder}, step {progress.step}")
     finally:
         if reporter:
@@ -64,8 +64,7 @@ def _run(config: Config, composed: DictConfig, ranks: Ranks) -> Run:
     """The run's directory, one for all ranks; made by the first."""
     if config.resume:
         run = find_run(config.run_dir)
-        if run.config().model != config.model or run.config().data.features != config.data.features:
-            raise ValueError(f"resume=true: model or features are not those that run {run.folder} was started with")
+        _check_same(run, config)
         return run
     name = [str(config.run_dir or dated_run().folder)]
     ranks.broadcast(name)
@@ -74,6 +73,21 @@ def _run(config: Config, composed: DictConfig, ranks: Ranks) -> Run:
         run.create(composed)
     ranks.barrier()
     return run
+
+
+def _check_same(run: Run, config: Config) -> None:
+    """What the parameters mean, and in which order the rows come, cannot change in the middle of a training."""
+    started = run.config()
+    for name, then, now in (
+        ("model", started.model, config.model),
+        ("data.features", started.data.features, config.data.features),
+        ("data.labels", started.data.labels, config.data.labels),
+        ("data.train", started.data.train, config.data.train),
+        ("training.shuffle", started.training.shuffle, config.training.shuffle),
+        ("seed", started.seed, config.seed),
+    ):
+        if then != now:
+            raise ValueError(f"resume=true: {name} is not what run {run.folder} was started with")
 
 
 def _generate_missing(config: Config) -> None:

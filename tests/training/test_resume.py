@@ -47,8 +47,13 @@ def test_resumed_losses_equal_uninterrupted_ones(composed: Composed, tmp_path: P
 
 def test_resume_of_another_model_is_refused(composed: Composed) -> None:
     train(composed("training.max_steps=2"))
-    with pytest.raises(ValueError, match="resume=true: model or features are not those"):
-        train(composed("training.max_steps=4", "resume=true", "model.experts=3"))
+    for name, override in {
+        "model": "model.experts=3",
+        "seed": "seed=7",
+        "training.shuffle": "training.shuffle=false",
+    }.items():
+        with pytest.raises(ValueError, match=f"resume=true: {name} is not what run .* was started with"):
+            train(composed("training.max_steps=4", "resume=true", override))
 
 
 def test_a_run_is_never_overwritten(composed: Composed) -> None:

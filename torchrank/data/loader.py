@@ -93,7 +93,7 @@ class Loader:
 
     @property
     def common_batches(self) -> int:
-        """Batches that every shard has: ranks that train in step stop there. No shard has more than one beyond it."""
+        """Batches that every shard has, 0 where there are fewer rows than shards. No shard has more than one beyond."""
         return -(-(self._source.rows // self._order.shards) // self.batch_size)
 
     def epoch(self, epoch: int, *, skip: int = 0) -> Generator[Batch, None, None]:

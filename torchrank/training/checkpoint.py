@@ -43,7 +43,10 @@ def save_checkpoint(
 ) -> Path:
     """Collective. Returns the checkpoint's folder."""
     target = run.checkpoints / f"step-{progress.step}"
-    if target.exists():  # a resumed run that stopped before its first step
+    if target.exists():  # a validation came after it, or a resumed run stopped before its first step
+        if ranks.is_first:
+            write_atomically(target / "progress.json", json.dumps(asdict(progress)))
+        ranks.barrier()
         return target
     temporary = run.checkpoints / f".step-{progress.step}.tmp"
     state = _state(sharded, dense_optimizers, ranks)
@@ -60,17 +63,18 @@ def load_checkpoint(
     sharded: DistributedModelParallel,
     dense_optimizers: dict[str, torch.optim.Optimizer],
     ranks: Ranks,
-) -> Progress:
-    """Collective: model, optimizers and random state, in place."""
+) -> tuple[Progress, list[str]]:
+    """Collective: model, optimizers and random state, in place. Returns, too, which optimizer state it does not have:
+    that of another rule, or of tables that were sharded in another way."""
     for optimizer in dense_optimizers.values():
         _make_optimizer_state(optimizer)
     saved = _saved_keys(folder)
-    state = {key: value for key, value in _state(sharded, dense_optimizers, ranks).items() if key in saved}
+    wanted = _state(sharded, dense_optimizers, ranks)
+    state = {key: value for key, value in wanted.items() if key in saved or key.startswith("model.")}
     _load_into(folder, state, ranks)
-    rng = state.get(f"rng.{ranks.rank}")
-    if rng is not None:
-        torch.set_rng_state(rng)
-    return Progress(**json.loads((folder / "progress.json").read_text()))
+    _set_random_state(state, ranks)
+    absent = sorted(key for key in wanted.keys() - state.keys() if not key.startswith("rng."))
+    return Progress(**json.loads((folder / "progress.json").read_text())), absent
 
 
 def load_weights(folder: Path, sharded: DistributedModelParallel, ranks: Ranks) -> None:
@@ -86,6 +90,8 @@ def keep_checkpoints(run: Run, keep: int) -> None:
     for folder in found[: -max(keep, 1)]:
         if folder.name != best_name:
             shutil.rmtree(folder)
+    for folder in run.checkpoints.glob(".step-*.tmp"):  # of a training that was killed while saving
+        shutil.rmtree(folder)
 
 
 def mark_best(run: Run, folder: Path) -> None:
@@ -104,7 +110,17 @@ def _state(
         for parameter, values in optimizer.state.items():
             state |= {f"{which}.{names[parameter]}.{key}": value for key, value in values.items()}
     state[f"rng.{ranks.rank}"] = torch.get_rng_state()
+    if ranks.device.type == "cuda":
+        state[f"rng.cuda.{ranks.rank}"] = torch.cuda.get_rng_state(ranks.device)
     return state
+
+
+def _set_random_state(state: dict[str, Any], ranks: Ranks) -> None:
+    """A rank more than there were keeps its own."""
+    if (rng := state.get(f"rng.{ranks.rank}")) is not None:
+        torch.set_rng_state(rng)
+    if (rng := state.get(f"rng.cuda.{ranks.rank}")) is not None:
+        torch.cuda.set_rng_state(rng, ranks.device)
 
 
 def _make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:

@@ -97,3 +97,17 @@ class Config:
     run_dir: str | None = None
     resume: bool = False
     tensorboard: bool = True
+
+
+def check(config: Config) -> None:
+    """What types cannot say. Raises ValueError."""
+    settings = config.training
+    for name in ("batch_size", "log_every", "validate_every", "validation_rows", "checkpoint_every", "threads"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"training.{name}={value}: accepted are whole numbers from 1 on")
+    unknown = sorted(set(settings.task_weights) - set(config.data.labels))
+    if unknown:
+        raise ValueError(f"training.task_weights names {unknown[0]!r}; the tasks are: {', '.join(config.data.labels)}")
+    if settings.early_stopping.patience and config.data.valid is None:
+        raise ValueError("training.early_stopping.patience needs validations, but data.valid is null")

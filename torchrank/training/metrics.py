@@ -59,8 +59,9 @@ def task_metrics(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike | None 
 
 
 def mean_auc(metrics: Mapping[str, Mapping[str, float]]) -> float:
-    """Mean over the tasks: what early stopping and the choice of the best checkpoint look at."""
-    return float(np.mean([values["auc"] for values in metrics.values()]))
+    """Mean over the tasks that have one: what early stopping and the choice of the best checkpoint look at."""
+    aucs = [values["auc"] for values in metrics.values() if not np.isnan(values["auc"])]
+    return float(np.mean(aucs)) if aucs else float("nan")
 
 
 def _grouped_auc(

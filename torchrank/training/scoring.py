@@ -78,6 +78,8 @@ def for_each_scored(
     max_rows: int | None = None,
 ) -> None:
     """Collective: calls `take(batch, torch batch, probabilities float32 [N, tasks])` for this rank's batches."""
+    if not loader.common_batches:
+        raise ValueError(f"there are fewer rows to score than ranks ({ranks.world_size})")
     was_training = sharded.training
     sharded.eval()
     spare: TorchBatch | None = None
@@ -89,8 +91,7 @@ def for_each_scored(
                 break
             if batch is not None:
                 spare = to_torch(batch.features, batch.labels, schema, loader.batch_size).to(ranks.device)
-            if spare is None:
-                raise ValueError(f"rank {ranks.rank} has no rows to score: use fewer ranks for so little data")
+            assert spare is not None  # every rank has a first batch
             probabilities = torch.sigmoid(sharded(spare).float())
             if batch is not None:
                 counted += batch.rows

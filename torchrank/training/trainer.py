@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -30,11 +31,10 @@ from torchrank.training.scoring import score_source
 
 @dataclass
 class Since:
-    """Sums since the last log line."""
+    """Sums over this rank's rows since the last log line."""
 
     loss: Tensor
     rows: int
-    steps: int
     started: float
 
 
@@ -50,6 +50,8 @@ class Trainer:
                 f"training.batch_size={self.settings.batch_size} does not divide over {ranks.world_size} ranks"
             )
         self.loader = self._loader(config.data.train, shuffle=self.settings.shuffle)
+        if not self.loader.common_batches:
+            raise ValueError(f"there are fewer training rows than ranks ({ranks.world_size})")
         self.validation = self._loader(config.data.valid, shuffle=False) if config.data.valid else None
         weights = [self.settings.task_weights.get(task, 1.0) for task in built.schema.tasks]
         self.task_weights = torch.tensor(weights, device=ranks.device)
@@ -62,13 +64,20 @@ class Trainer:
         folder = self.run.newest_checkpoint()
         if folder is None:
             return
-        self.progress = load_checkpoint(folder, self.built.sharded, self.built.optimizers, self.ranks)
+        self.progress, absent = load_checkpoint(folder, self.built.sharded, self.built.optimizers, self.ranks)
+        if absent:
+            self._note(
+                f"{folder.name} was written with other optimizers or another sharding: {len(absent)} parts of their "
+                f"state start anew, {absent[0]} for one"
+            )
         if len(self.progress.rows_read) != self.ranks.world_size:
             self._note(
                 f"{folder.name} was written by {len(self.progress.rows_read)} ranks, now there are "
                 f"{self.ranks.world_size}: epoch {self.progress.epoch + 1} starts again from its first row"
             )
             self.progress.rows_read = [0] * self.ranks.world_size
+        if self.ranks.is_first and self.progress.best_step == self.progress.step:
+            mark_best(self.run, folder)  # the training may have been killed before it could
         self._note(f"resumed from {folder.name}")
 
     def train(self) -> Progress:
@@ -91,8 +100,8 @@ class Trainer:
     def _epoch(self) -> bool:
         """True where the epoch was trained to its end."""
         skip = self.progress.rows_read[self.ranks.rank]
-        steps = self.ranks.largest(self.loader.batches)
         done = self.ranks.largest(-(-skip // self._rank_batch))
+        steps = done + self.ranks.largest(-(-(self.loader.rows - skip) // self._rank_batch))
         if self.reporter:
             self.reporter.begin_epoch(self.progress.epoch, self.settings.epochs, steps, done)
         spare: TorchBatch | None = None
@@ -113,11 +122,18 @@ class Trainer:
     def _on_device(self, batch: Batch | None, spare: TorchBatch | None) -> TorchBatch:
         """A rank without a batch repeats its last one with weight 0: the others' look-ups and gradients need it."""
         if batch is not None:
-            rows = self.loader.batch_size
-            return to_torch(batch.features, batch.labels, self.built.schema, rows).to(self.ranks.device)
-        if spare is None:
-            raise ValueError(f"rank {self.ranks.rank} has no training rows: use fewer ranks for so little data")
-        return spare.without_weight()
+            return self._converted(batch)
+        return (spare or self._converted(self._last_batch())).without_weight()
+
+    def _converted(self, batch: Batch) -> TorchBatch:
+        rows = self.loader.batch_size
+        return to_torch(batch.features, batch.labels, self.built.schema, rows).to(self.ranks.device)
+
+    def _last_batch(self) -> Batch:
+        """Of this rank's epoch: a training may be resumed where this rank's rows are used up and another's are not."""
+        skip = (self.loader.batches - 1) * self._rank_batch
+        with closing(self.loader.epoch(self.progress.epoch, skip=skip)) as batches:
+            return next(batches)
 
     def _step(self, batch: TorchBatch, since: Since) -> None:
         logits = self.built.sharded(batch)
@@ -128,9 +144,8 @@ class Trainer:
         loss.backward()  # updates the sharded tables too
         for optimizer in self.built.optimizers.values():
             optimizer.step()
-        since.loss += loss.detach()
+        since.loss += loss.detach() * batch.rows
         since.rows += batch.rows if batch.weight else 0
-        since.steps += 1
         if self.reporter and batch.weight:
             self.recent.add(batch.labels, logits.detach())
 
@@ -175,7 +190,8 @@ class Trainer:
             results = scored.metrics(self.built.schema.tasks)
             value = mean_auc(results)
             best = self.progress.best
-            better = int(best is None or value > best + self.settings.early_stopping.min_delta)
+            enough = -math.inf if best is None else best + self.settings.early_stopping.min_delta
+            better = int(value > enough)  # NaN is not
             if better:
                 self.progress.best = value
             assert self.reporter is not None
@@ -192,6 +208,7 @@ class Trainer:
         self.progress.rows_read = self.ranks.total(read).tolist()
         folder = save_checkpoint(self.run, self.progress, self.built.sharded, self.built.optimizers, self.ranks)
         if self.ranks.is_first:
+            self.run.remember_as_latest()
             if self.progress.best_step == self.progress.step:
                 mark_best(self.run, folder)
             keep_checkpoints(self.run, self.settings.keep_checkpoints)
@@ -200,12 +217,13 @@ class Trainer:
         seconds = time.perf_counter() - since.started
         sums = self.ranks.total(torch.tensor([float(since.loss), float(since.rows)], dtype=torch.float64))
         if self.reporter:
-            loss = float(sums[0]) / since.steps / self.ranks.world_size
-            self.reporter.train(self.progress.step, loss, self.recent.values(), float(sums[1]) / seconds)
+            self.reporter.train(
+                self.progress.step, float(sums[0] / sums[1]), self.recent.values(), float(sums[1]) / seconds
+            )
         return self._since()
 
     def _since(self) -> Since:
-        return Since(torch.zeros((), device=self.ranks.device), 0, 0, time.perf_counter())
+        return Since(torch.zeros((), device=self.ranks.device), 0, time.perf_counter())
 
     @property
     def _rank_batch(self) -> int:
