@@ -1,9 +1,9 @@
 """One byte budget over the caches of all tables of all releases in use.
 
-A cache belongs to one release and can answer for no other. Of each model one release is cached, the latest that was
-warmed or asked for; a release that it replaced is still answered, without a cache. Every model that was ever expected
-or asked for has an equal part of the budget: a part that depended on which caches live at the moment would grow when
-one is dropped, and two models would throw each other out with every look-up.
+A cache belongs to one release and can answer for no other. Of each model one release is cached, the newest that is
+asked for or the one that was warmed last; others are still answered, without a cache. Every model that was ever
+expected or asked for has an equal part of the budget: a part that depended on which caches live at the moment would
+grow when one is dropped, and two models would throw each other out with every look-up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from embedding_store.cache import TableCache, full_bytes
 from embedding_store.release import ReleaseManifest, TableInfo
 
-# A replaced release gets the model's cache back when its successor has not been asked for this long (after a
+# A replaced or older release gets the model's cache when the one that has it was not asked for this long (after a
 # rollback that nobody warmed). Until then requests that straddle a switch cannot make the two throw each other out.
 TAKEOVER_SECONDS = 5.0
 MAX_BYPASSED = 16
@@ -80,8 +80,11 @@ class CacheBudget:
         cache = self._cached.get(manifest.name)
         if cache is None:
             cache = self._bypass.get(manifest.name)
-            if cache is None or self._holder_is_idle(manifest.model):
+            if self._may_claim(manifest, replaced=cache is not None):
                 return self.claim(manifest)
+            if cache is None:
+                with self._lock:
+                    cache = self._bypass.setdefault(manifest.name, ReleaseCache(manifest, 0))
         cache.used = time.monotonic()
         return cache.tables
 
@@ -107,7 +110,12 @@ class CacheBudget:
         while len(self._bypass) > MAX_BYPASSED:
             del self._bypass[next(iter(self._bypass))]
 
-    def _holder_is_idle(self, model: str) -> bool:
+    def _may_claim(self, manifest: ReleaseManifest, *, replaced: bool) -> bool:
+        """Whether the model's cache is free, idle, or an older release's while this one was never replaced."""
         with self._lock:
-            used = [cache.used for cache in self._cached.values() if cache.manifest.model == model]
-        return not used or time.monotonic() - max(used) > TAKEOVER_SECONDS
+            holders = [cache for cache in self._cached.values() if cache.manifest.model == manifest.model]
+        return all(
+            time.monotonic() - holder.used > TAKEOVER_SECONDS
+            or (not replaced and manifest.created >= holder.manifest.created)
+            for holder in holders
+        )

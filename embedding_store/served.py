@@ -43,8 +43,9 @@ class ServedLookup(EmbeddingLookup):
         """Every complete release, whatever its model. Raises StoreUnavailable."""
 
     @abstractmethod
-    def warm(self, release: str) -> int:
-        """Fills the cache from the tables' hot lists, most frequent ids first; returns how many rows it holds then."""
+    def warm(self, release: str, *, take_over: bool = True) -> int:
+        """Fills the cache from the tables' hot lists, most frequent ids first; returns how many rows it holds then.
+        `take_over`: also where another release of the model has the cache and is in use."""
 
     @abstractmethod
     def stats(self) -> ServedStats: ...
@@ -101,9 +102,9 @@ class ServedStore(ServedLookup):
             for name, manifest in sorted(self._store.backend.releases().items())
         ]
 
-    def warm(self, release: str) -> int:
+    def warm(self, release: str, *, take_over: bool = True) -> int:
         self._store.expect(model for model, history in self._store.backend.histories().items() if history)
-        return sum(self._store.warm(release).values())
+        return sum(self._store.warm(release, take_over=take_over).values())
 
     def stats(self) -> ServedStats:
         found = self._store.stats()

@@ -46,10 +46,10 @@ class Lookups:
         self._row_bytes: dict[str, dict[str, int]] = {}
         self._warmed: dict[str, int] = {}
 
-    def warm(self, release: str) -> int:
+    def warm(self, release: str, *, take_over: bool = True) -> int:
         """Loads the hot rows of `release`; returns how many. May wait for a network."""
         manifest = self.remember(self._store.manifest(release))
-        self._warmed[release] = self._store.warm(release)
+        self._warmed[release] = self._store.warm(release, take_over=take_over)
         # One look-up, so that kernels are compiled and files mapped before the first client waits for it.
         some = np.array([0, -1], np.int64)
         self._store.lookup(release, {table.name: some for table in manifest.tables})
@@ -86,9 +86,11 @@ class Lookups:
         return self._in_thread(request, remainder, began)
 
     def _warm_meanwhile(self, release: str) -> None:
-        """A release that came while this process ran: its first look-up gives it the cache, which is empty yet."""
+        """A release that came while this process ran: its first look-up gives it the cache, which is empty yet, unless
+        it is an older one beside the one that is in use."""
         self._warmed[release] = 0  # until it is done, and once only
-        self._threads.submit(self.warm, release).add_done_callback(functools.partial(_report_warming, release))
+        warming = self._threads.submit(self.warm, release, take_over=False)
+        warming.add_done_callback(functools.partial(_report_warming, release))
 
     def _from_the_start(self, request: LookupRequest, timeout: float | None) -> LookupReply:
         manifest = self._manifests.get(request.release) or self.remember(self._store.manifest(request.release))

@@ -131,13 +131,15 @@ class EmbeddingStore(EmbeddingLookup):
         """Divides the cache among these models from now on, whichever is warmed or asked for first."""
         self._budget.expect(models)
 
-    def warm(self, release: str) -> dict[str, int]:
+    def warm(self, release: str, *, take_over: bool = True) -> dict[str, int]:
         """Makes the cache ready for `release` before it gets traffic: its most frequent ids, as many as fit.
 
-        Returns rows loaded per table. Each table has a part of the budget in proportion to its bytes.
+        Returns rows loaded per table. Each table has a part of the budget in proportion to its bytes. `take_over`: also
+        where another release of the model has the cache and is in use; otherwise nothing is loaded then.
         Raises UnknownRelease, StoreUnavailable.
         """
-        caches = self._budget.claim(self._tables(release).manifest)
+        manifest = self._tables(release).manifest
+        caches = self._budget.claim(manifest) if take_over else self._budget.of(manifest)
         loaded = {}
         for name, cache in caches.items():
             hot = self.backend.hot_ids(release, name)[: cache.capacity]

@@ -59,7 +59,13 @@ def rounded(codec: Codec, rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def make_bundle(
-    folder: Path, seed: int, *, model: str = "demo", version: str = "1", tables: tuple[TestTable, ...] = TABLES
+    folder: Path,
+    seed: int,
+    *,
+    model: str = "demo",
+    version: str = "1",
+    created: str = "2026-01-02T03:04:05Z",
+    tables: tuple[TestTable, ...] = TABLES,
 ) -> Bundle:
     rng = np.random.default_rng(seed)
     (folder / "tables").mkdir(parents=True)
@@ -74,7 +80,7 @@ def make_bundle(
                 rows[-1] = 0
             infos.append(writer.finish(hot_ids=hot_ids, default_row=rows[-1] if table.default else None))
         values[table.name], hot[table.name] = rounded(table.codec, rows), hot_ids
-    manifest = ReleaseManifest(model, version, "2026-01-02T03:04:05Z", tuple(infos))
+    manifest = ReleaseManifest(model, version, created, tuple(infos))
     content = msgspec.to_builtins(manifest) | {"features": "more keys than a store reads"}
     (folder / "manifest.json").write_bytes(msgspec.json.encode(content))
     return Bundle(folder, manifest, values, hot)

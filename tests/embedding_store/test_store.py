@@ -199,3 +199,23 @@ def test_a_sidecars_store_keeps_all_active_models_warm(url: str, tmp_path: Path)
             check(store, one, {"item": one.hot["item"][:20]})
         assert (store.stats().total("hits"), store.stats().total("misses")) == (40, 0)
         assert store.stats().cache_bytes <= 200_000
+
+
+def test_an_older_release_does_not_take_the_cache_of_one_in_use(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart in the middle of a roll-out, when hosts that still serve the older one ask on."""
+    old, new = (make_bundle(tmp_path / day, int(day), version=day, created=f"2026-01-0{day}T00:00:00Z") for day in "12")
+    with open_store(url, cache_bytes=10_000_000) as store:
+        publish(old.folder, store.backend)
+        publish(new.folder, store.backend)
+        store.warm(new.name)
+        for _ in range(3):
+            check(store, old, {"item": old.hot["item"]})
+            assert set(store.warm(old.name, take_over=False).values()) == {0}
+            check(store, new, {"item": new.hot["item"]})
+        assert store.stats().releases[new.name]["item"].misses == 0
+        monkeypatch.setattr(caches, "TAKEOVER_SECONDS", -1.0)  # the newer one was not asked for so long: rolled back
+        for _ in range(2):
+            check(store, old, {"item": old.hot["item"]})
+        assert store.stats().releases[old.name]["item"].hits == len(old.hot["item"])
