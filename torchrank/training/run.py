@@ -1,6 +1,6 @@
 """A run: the directory of one training.
 
-config.yaml            the resolved configuration
+config.yaml            the resolved configuration; what comes out of the environment stays `${oc.env:NAME}`
 plan.json              which rank holds which part of which table
 metrics.jsonl          one JSON object per log line and validation
 tensorboard/           the same for TensorBoard
@@ -17,7 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, UnsupportedInterpolationType
+from omegaconf.resolvers import oc
 
 from torchrank.training.config import Config
 
@@ -44,7 +46,7 @@ class Run:
                 f"run_dir {self.folder} already holds a run: choose another, or continue that one with resume=true"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, self.folder / "config.yaml", resolve=True)
+        OmegaConf.save(OmegaConf.create(_resolved(config)), self.folder / "config.yaml")
 
     def config(self) -> Config:
         path = self.folder / "config.yaml"
@@ -102,6 +104,28 @@ def typed(config: Any) -> Config:
     result = OmegaConf.to_object(merged)
     assert isinstance(result, Config)
     return result
+
+
+def _resolved(config: DictConfig) -> Any:
+    """As plain values; but one that needs the environment, however indirectly, may be a secret and stays as written."""
+    OmegaConf.clear_resolver("oc.env")
+    try:
+        return _plain(config)
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env)
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, ListConfig):
+        return [_value(node, index) for index in range(len(node))]
+    return {key: _value(node, key) for key in node} if isinstance(node, DictConfig) else node
+
+
+def _value(node: DictConfig | ListConfig, key: Any) -> Any:
+    try:
+        return _plain(node[key])
+    except (MissingMandatoryValue, UnsupportedInterpolationType, InterpolationResolutionError):
+        return OmegaConf.to_container(node, resolve=False)[key]  # type: ignore[index]
 
 
 def dated_run() -> Run:
