@@ -91,7 +91,9 @@ def shard(
     where no plan exists for what `sharding` demands.
     """
     sharders: list[Any] = [_BagSharder(), _UnpooledSharder()]
-    topology = Topology(world_size=dist.get_world_size(), compute_device=device.type)
+    # TorchRec would plan for devices of 32 GiB.
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    topology = Topology(world_size=dist.get_world_size(), compute_device=device.type, hbm_cap=memory)
     planner = EmbeddingShardingPlanner(topology=topology, constraints=_constraints(schema, sharding))
     try:
         plan = planner.collective_plan(module, sharders, dist.GroupMember.WORLD)
