@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torchrank.training.distributed import process_group
-from torchrank.training.load import load_run
+from torchrank.training.load import load_run, scoring_device
 from torchrank.training.quiet import quiet_libraries
 from torchrank.training.run import find_run, strict_json, write_atomically
 
@@ -22,7 +22,7 @@ def evaluate(run_dir: Path | None, data: str | None, *, as_json: bool) -> None:
     quiet_libraries()
     run = find_run(run_dir)
     config = run.config()
-    with process_group(config.device, config.training.threads) as ranks:
+    with process_group(scoring_device(config), config.training.threads) as ranks:
         loaded = load_run(run, ranks)
         metrics = loaded.metrics(loaded.source(data))
     if metrics is None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torchrank.data.loader import Batch
 from torchrank.data.source import Source
 from torchrank.training.distributed import Ranks, process_group
-from torchrank.training.load import load_run
+from torchrank.training.load import load_run, scoring_device
 from torchrank.training.quiet import quiet_libraries
 from torchrank.training.run import find_run
 
@@ -32,14 +32,21 @@ def predict(run_dir: Path | None, data: str, output: Path, keep: Sequence[str] |
         raise ValueError(f"{output} exists: name another --output, nothing is overwritten")
     run = find_run(run_dir)
     config = run.config()
-    with process_group(config.device, config.training.threads) as ranks:
+    with process_group(scoring_device(config), config.training.threads) as ranks:
         loaded = load_run(run, ranks)
         source_config = loaded.source(data)
         source: Source = instantiate(source_config)
         kept = tuple(source.column_names() if keep is None else keep)
+        _check_names(kept, loaded.tasks)
         with _Writer(_part(output, ranks), loaded.tasks) as writer:
             loaded.scores(source_config, kept, writer.write)
         return writer.rows
+
+
+def _check_names(kept: Sequence[str], tasks: Sequence[str]) -> None:
+    taken = [f"{SCORE_PREFIX}{task}" for task in tasks if f"{SCORE_PREFIX}{task}" in kept]
+    if taken:
+        raise ValueError(f"the data has a column {taken[0]!r} already: name the columns to keep by --keep")
 
 
 def _part(output: Path, ranks: Ranks) -> Path:

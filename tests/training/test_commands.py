@@ -163,3 +163,23 @@ def test_errors_of_data_and_output_are_one_line(run: Path, tiny_data: Path, tmp_
     output.write_bytes(b"precious")
     assert "exists: name another --output, nothing is overwritten" in predict("--data", data, "--output", str(output))
     assert output.read_bytes() == b"precious"
+
+
+def test_scores_of_an_earlier_prediction_are_not_overwritten_in_silence(
+    run: Path, predicted: Path, tmp_path: Path
+) -> None:
+    arguments = ["predict", "--run", str(run), "--data", str(predicted), "--output", str(tmp_path / "scores.parquet")]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 1
+    assert "the data has a column 'score_click' already: name the columns to keep by --keep" in result.output
+    assert list(tmp_path.iterdir()) == []
+    assert CliRunner().invoke(cli, [*arguments, "--keep", "item_id"]).exit_code == 0
+
+
+def test_a_run_trained_on_cuda_is_evaluated_anywhere(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    text = (copy / "config.yaml").read_text()
+    assert "\ndevice: auto\n" in text
+    (copy / "config.yaml").write_text(text.replace("\ndevice: auto\n", "\ndevice: cuda\n"))
+    result = CliRunner().invoke(cli, ["evaluate", "--run", str(copy), "--json"])
+    assert result.exit_code == 0, result.output

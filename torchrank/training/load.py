@@ -59,6 +59,11 @@ class LoadedRun:
         return configured
 
 
+def scoring_device(config: Config) -> str:
+    """A run that was trained on CUDA is scored where there is none, too."""
+    return "auto" if config.device == "cuda" else config.device
+
+
 def load_run(run: Run, ranks: Ranks) -> LoadedRun:
     """Collective. Raises ValueError where the run has no checkpoint."""
     config = run.config()
