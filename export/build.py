@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
-from hydra.utils import instantiate
 
 import torchrank
 from embedding_store.pages import PageWriter
@@ -29,6 +28,7 @@ from torchrank.features.transform import FeatureTransform
 from torchrank.training.config import Config
 from torchrank.training.module import build_model, feature_schema
 from torchrank.training.run import Run
+from torchrank.training.targets import build_target
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3}
 
@@ -182,7 +182,7 @@ def _check_tables(checkpoint: Path, saved: CheckpointTables, schema: FeatureSche
 def _source(config: Config, *splits: str) -> Source:
     """The first of the splits that the run's data has."""
     given = {"train": config.data.train, "valid": config.data.valid, "test": config.data.test}
-    source: Source = instantiate(next(given[split] for split in splits if given[split] is not None))
+    source: Source = build_target("data", next(given[split] for split in splits if given[split] is not None))
     return source
 
 

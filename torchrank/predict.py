@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hydra.utils import instantiate
 from numpy.typing import NDArray
 
 from torchrank.data.loader import Batch
@@ -18,6 +17,7 @@ from torchrank.training.distributed import Ranks, process_group
 from torchrank.training.load import load_run, scoring_device
 from torchrank.training.quiet import quiet_libraries
 from torchrank.training.run import find_run
+from torchrank.training.targets import build_target
 
 SCORE_PREFIX = "score_"  # a score may stand beside the label of its task
 
@@ -35,7 +35,7 @@ def predict(run_dir: Path | None, data: str, output: Path, keep: Sequence[str] |
     with process_group(scoring_device(config), config.training.threads) as ranks:
         loaded = load_run(run, ranks)
         source_config = loaded.source(data)
-        source: Source = instantiate(source_config)
+        source: Source = build_target("data", source_config)
         kept = tuple(source.column_names() if keep is None else keep)
         _check_names(kept, loaded.tasks)
         with _Writer(_part(output, ranks), loaded.tasks) as writer:

@@ -9,7 +9,6 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from torchrank.cli import for_the_user
@@ -22,6 +21,7 @@ from torchrank.training.progress import Reporter
 from torchrank.training.quiet import quiet_libraries
 from torchrank.training.run import Run, dated_run, find_run, typed
 from torchrank.training.sharding import describe
+from torchrank.training.targets import build_target
 from torchrank.training.trainer import Trainer
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -92,7 +92,7 @@ def _check_same(run: Run, config: Config) -> None:
 
 def _generate_missing(config: Config) -> None:
     if config.data.generate is not None and not Path(config.data.path).exists():
-        instantiate(config.data.generate)
+        build_target("data.generate", config.data.generate)
 
 
 def _report_plan(run: Run, reporter: Reporter, plan: list[dict[str, Any]]) -> None:

@@ -26,6 +26,7 @@ from torchrank.training.sharding import (
     table_optimizer_arguments,
     table_parameters,
 )
+from torchrank.training.targets import build_target
 
 
 class RankingModule(nn.Module):
@@ -87,10 +88,7 @@ def _optimizers(config: Config, sharded: DistributedModelParallel) -> dict[str, 
     named = {name: parameter for name, parameter in sharded.named_parameters() if name not in fused}
     dense = [parameter for name, parameter in named.items() if name not in tables]
     replicated = [parameter for name, parameter in named.items() if name in tables]
-    try:
-        make = instantiate({**config.optimizer.dense, "_partial_": True, "_convert_": "all"})
-    except InstantiationException as error:
-        raise ValueError(f"optimizer.dense: {error.__cause__ or error}") from error
+    make = build_target("optimizer.dense", config.optimizer.dense, partial=True)
     optimizers: dict[str, torch.optim.Optimizer] = {"dense_optimizer": make(dense)}
     if replicated:
         rule = config.optimizer.tables

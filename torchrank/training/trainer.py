@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from torch import Tensor
 
 from torchrank.data.loader import Batch, Loader
@@ -27,6 +26,7 @@ from torchrank.training.module import Built
 from torchrank.training.progress import RecentAUC, Reporter
 from torchrank.training.run import Run
 from torchrank.training.scoring import score_source
+from torchrank.training.targets import build_target
 
 
 @dataclass
@@ -251,7 +251,7 @@ def make_loader(
     keep: tuple[str, ...] = (),
 ) -> Loader:
     """This rank's shard of a configured source. `keep` adds to the column that GAUC groups by."""
-    source: Source = instantiate(source_config)
+    source: Source = build_target("data", source_config)
     users = (config.data.user_column,) if config.data.user_column and labels else ()
     return Loader(
         source,
