@@ -182,7 +182,7 @@ def _check_tables(checkpoint: Path, saved: CheckpointTables, schema: FeatureSche
 def _source(config: Config, *splits: str) -> Source:
     """The first of the splits that the run's data has."""
     given = {"train": config.data.train, "valid": config.data.valid, "test": config.data.test}
-    source: Source = build_target("data", next(given[split] for split in splits if given[split] is not None))
+    source: Source = build_target("data", next(found for split in splits if (found := given[split]) is not None))
     return source
 
 
