@@ -40,9 +40,7 @@ def train(composed: DictConfig) -> Progress:
 def train_on(ranks: Ranks, config: Config, composed: DictConfig) -> Progress:
     """Collective: the same, by processes that have found each other already."""
     run = _run(config, composed, ranks)
-    if ranks.is_first:
-        _generate_missing(config)
-    ranks.barrier()
+    ranks.on_first(lambda: _generate_missing(config))
     built = build(config, ranks)
     reporter = Reporter(run, tensorboard=config.tensorboard) if ranks.is_first else None
     try:
@@ -69,9 +67,7 @@ def _run(config: Config, composed: DictConfig, ranks: Ranks) -> Run:
     name = [str(config.run_dir or dated_run().folder)]
     ranks.broadcast(name)
     run = Run(Path(name[0]))
-    if ranks.is_first:
-        run.create(composed)
-    ranks.barrier()
+    ranks.on_first(lambda: run.create(composed))
     return run
 
 

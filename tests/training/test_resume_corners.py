@@ -101,6 +101,16 @@ def test_fewer_rows_than_ranks_is_one_error(tmp_path: Path) -> None:
         train_on_ranks(2, tmp_path, tmp_path / "run", "+model=mmoe")
 
 
+def test_what_fails_on_the_first_rank_is_told_by_all(tmp_path: Path) -> None:
+    """Else the other ranks' broken connections would bury it."""
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(AssertionError) as failed:
+        train_on_ranks(2, tmp_path, tmp_path, "+model=mmoe")
+    lines = [line for line in str(failed.value).splitlines() if "already holds a run: choose another" in line]
+    assert len(lines) == 2
+    assert "Connection closed" not in str(failed.value)
+
+
 def test_a_task_without_positives_does_not_hide_the_best(composed: Composed) -> None:
     nan = float("nan")
     assert mean_auc({"a": {"auc": 0.6}, "b": {"auc": nan}}) == 0.6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -52,6 +52,20 @@ class Ranks:
         """Replaces `values` by the first rank's."""
         if self.world_size > 1:
             dist.broadcast_object_list(values, src=0, group=self.control)
+
+    def on_first(self, action: Callable[[], object]) -> None:
+        """Collective: the first rank calls `action`; where that fails, all ranks raise what it says."""
+        told = [""]
+        try:
+            if self.is_first:
+                action()
+        except Exception as error:
+            told = [str(error) or type(error).__name__]
+            raise
+        finally:
+            self.broadcast(told)
+        if told[0]:
+            raise ValueError(told[0])
 
     def barrier(self) -> None:
         dist.barrier(group=self.control)
