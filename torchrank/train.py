@@ -23,6 +23,7 @@ from torchrank.training.run import Run, dated_run, find_run, typed
 from torchrank.training.sharding import describe
 from torchrank.training.targets import build_target
 from torchrank.training.trainer import Trainer
+from torchrank.training.unknown_keys import unknown_keys
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -101,7 +102,7 @@ def _report_plan(run: Run, reporter: Reporter, plan: list[dict[str, Any]]) -> No
 
 
 @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
-def main(composed: DictConfig) -> None:
+def _main(composed: DictConfig) -> None:
     try:
         train(composed)
     except Exception as error:
@@ -110,6 +111,17 @@ def main(composed: DictConfig) -> None:
             raise
         print(f"Error: {message}", file=sys.stderr)
         sys.exit(1)
+
+
+def main() -> None:
+    """Hydra's command line, and what its errors leave out."""
+    try:
+        _main()
+    except SystemExit as end:
+        if end.code:
+            for line in unknown_keys(sys.argv[1:]):
+                print(line, file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":
