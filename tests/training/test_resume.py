@@ -141,7 +141,7 @@ def test_torchrun_shards_and_resumes(tiny_data: Path, tmp_path: Path) -> None:
 
 def test_user_errors_are_one_line(tiny_data: Path, tmp_path: Path) -> None:
     for override, expected in {
-        "training.batch_siz=3": "training has no key 'batch_siz'; did you mean 'batch_size'? It has: epochs, max_steps,",
+        "training.batch_siz=3": "training has no key 'batch_siz'; did you mean 'batch_size'? It has: epochs,",
         "trainign.epochs=3": "the configuration has no key 'trainign'; did you mean 'training'? It has: model, data,",
         "+sharding.tables.nope=row_wise": "sharding.tables names 'nope'; the tables are: hour, item_id",
         "model.expert=3": "Could not override 'model.expert'",
