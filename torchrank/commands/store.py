@@ -69,13 +69,21 @@ def releases(store: str, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("release", "state", "created", title=address)
+    table = Table(title=address)
+    table.add_column("release", overflow="fold")  # it is typed into other commands: never cut short
+    table.add_column("state")
+    table.add_column("created (UTC)", overflow="fold")
     for heading in ("tables", "rows", "bytes"):
         table.add_column(heading, justify="right")
     for state in found:
         sizes = (f"{state.tables:,}", f"{state.rows:,}", f"{state.bytes:,}") if state.tables else ("", "", "")
-        table.add_row(state.name, "active" if state.active else state.state, state.created, *sizes)
+        table.add_row(state.name, "active" if state.active else state.state, _to_the_minute(state.created), *sizes)
     Console().print(table)
+
+
+def _to_the_minute(created: str) -> str:
+    """2026-01-31T12:34:56+00:00 -> 2026-01-31 12:34"""
+    return created[:16].replace("T", " ")
 
 
 @click.command()
