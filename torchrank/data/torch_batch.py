@@ -121,6 +121,7 @@ def _keyed_jagged(features: FeatureBatch, keys: Sequence[Key], rows: int) -> Key
     for row, key in zip(lengths, keys, strict=True):
         side = features.user if key.rows == "user" else features.item
         ids = side.sparse[key.feature]
+        assert ids.weights is None, f"feature {key.feature}: the collections are built without weights"
         row[: side.rows] = ids.lengths
         values.append(ids.values)
     return KeyedJaggedTensor(
