@@ -144,7 +144,7 @@ def test_user_errors_are_one_line(tiny_data: Path, tmp_path: Path) -> None:
         "training.batch_siz=3": "training has no key 'batch_siz'; did you mean 'batch_size'? It has: epochs,",
         "trainign.epochs=3": "the configuration has no key 'trainign'; did you mean 'training'? It has: model, data,",
         "+sharding.tables.nope=row_wise": "sharding.tables names 'nope'; the tables are: hour, item_id",
-        "model.expert=3": "Could not override 'model.expert'",
+        "model.expert=3": "model has no key 'expert'; did you mean 'experts'? It has: _target_, experts, expert_hidden",
         "optimizer.tables.name=adam": "sgd, adagrad, rowwise_adagrad",
     }.items():
         code, output = finish(entry_point(tiny_data, tmp_path / "run", override))
