@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from torchrank.features.schema import FeatureSchema
 from torchrank.models.base import RankModel
-from torchrank.nn import MLP, FeatureInput
+from torchrank.nn import MLP, FeatureInput, Tower
 from torchrank.nn.inputs import ModelInputs
 
 
@@ -28,11 +28,9 @@ class DNN(RankModel):
         super().__init__()
         self.input = FeatureInput(schema, attention=attention, attention_hidden=attention_hidden)
         self.bottom = MLP(self.input.out_dim, hidden, dropout=dropout)
-        self.towers = nn.ModuleDict()
-        for task in schema.tasks:
-            mlp = MLP(self.bottom.out_dim, tower, dropout=dropout)
-            self.towers[task] = nn.Sequential(mlp, nn.Linear(mlp.out_dim, 1))
+        towers = {task: Tower(self.bottom.out_dim, tower, dropout=dropout) for task in schema.tasks}
+        self.towers = nn.ModuleDict(towers)
 
     def forward(self, inputs: ModelInputs) -> dict[str, Tensor]:
         shared = self.bottom(self.input(inputs))
-        return {task: tower(shared).squeeze(-1) for task, tower in self.towers.items()}
+        return {task: tower(shared) for task, tower in self.towers.items()}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchrank.features.schema import FeatureSchema
 from torchrank.models.base import RankModel
-from torchrank.nn import MLP, FeatureInput
+from torchrank.nn import MLP, FeatureInput, Tower
 from torchrank.nn.inputs import ModelInputs
 
 
@@ -39,10 +39,8 @@ class MMoE(RankModel):
         width = self.input.out_dim
         self.experts = nn.ModuleList(MLP(width, expert_hidden, dropout=dropout) for _ in range(experts))
         self.gates = nn.ModuleDict({task: nn.Linear(width, experts, bias=False) for task in schema.tasks})
-        self.towers = nn.ModuleDict()
-        for task in schema.tasks:
-            mlp = MLP(expert_hidden[-1], tower, dropout=dropout)
-            self.towers[task] = nn.Sequential(mlp, nn.Linear(mlp.out_dim, 1))
+        towers = {task: Tower(expert_hidden[-1], tower, dropout=dropout) for task in schema.tasks}
+        self.towers = nn.ModuleDict(towers)
 
     def forward(self, inputs: ModelInputs) -> dict[str, Tensor]:
         x = self.input(inputs)
@@ -51,5 +49,5 @@ class MMoE(RankModel):
         for task, tower in self.towers.items():
             gate = torch.softmax(self.gates[task](x), dim=-1)  # [N, E]
             mixture = torch.matmul(gate.unsqueeze(1), experts).squeeze(1)  # [N, D]
-            logits[task] = tower(mixture).squeeze(-1)
+            logits[task] = tower(mixture)
         return logits
