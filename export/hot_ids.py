@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,15 +15,15 @@ def count_ids(loader: Loader, schema: FeatureSchema, max_rows: int) -> dict[str,
     """How often each table's rows are read in about `max_rows` rows of `loader`: int64 [rows] per table."""
     counts = {table.name: np.zeros(table.rows, np.int64) for table in schema.tables}
     seen = 0
-    batches = loader.epoch(0)
-    for batch in batches:
-        sparse = {**batch.features.user.sparse, **batch.features.item.sparse}
-        for table in schema.tables:
-            for feature in table.features:
-                np.add.at(counts[table.name], sparse[feature].values, 1)
-        seen += batch.rows
-        if seen >= max_rows:
-            break
+    with closing(loader.epoch(0)) as batches:
+        for batch in batches:
+            sparse = {**batch.features.user.sparse, **batch.features.item.sparse}
+            for table in schema.tables:
+                for feature in table.features:
+                    np.add.at(counts[table.name], sparse[feature].values, 1)
+            seen += batch.rows
+            if seen >= max_rows:
+                break
     return counts
 
 

@@ -63,7 +63,7 @@ def feature_schema(config: Config) -> tuple[FeatureSpec, FeatureSchema]:
 def build_model(config: Config, schema: FeatureSchema) -> RankModel:
     """The dense part alone, on CPU, its start decided by `config.seed` and nothing else."""
     torch.manual_seed(config.seed)
-    # Hydra passes a msgspec.Struct through untouched only as a keyword of the call, not inside its config.
+    # The schema is an argument of the finished partial: inside its own configuration, Hydra would take it apart.
     try:
         model: RankModel = instantiate({**_model_config(config), "_partial_": True, "_convert_": "all"})(schema)
     except InstantiationException as error:
