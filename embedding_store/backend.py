@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.closing import Closing
 from embedding_store.errors import ReleaseConflict
 from embedding_store.release import ReleaseManifest, TableInfo
 
 # Releases a model was served from, oldest first; the last one is active. Rollback drops the last.
 History = tuple[str, ...]
-# Per table: encoded rows uint8 [n, row_bytes] (undefined where absent) and found bool [n], in the order of the ids.
-Fetched = dict[str, tuple[NDArray[np.uint8], NDArray[np.bool_]]]
+FETCH_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)  # seconds
 
 
 def namespace(manifest: ReleaseManifest) -> str:
@@ -48,6 +49,18 @@ class Unfinished(msgspec.Struct, frozen=True):
 
     release: str
     namespace: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """One server of a store, since it was opened."""
+
+    address: str
+    open: bool  # its circuit breaker is open: it is not asked at the moment
+    fetches: int
+    failures: int
+    seconds: float  # sum over the fetches
+    buckets: tuple[int, ...]  # fetches by seconds: at most FETCH_BUCKETS[i] and more than the one before; last: more
 
 
 class ReleaseWriter(Closing):
@@ -116,12 +129,16 @@ class Backend(Closing):
         """Compare-and-set. Raises ReleaseConflict where the history is not `expected` (nor already `history`)."""
 
     @abstractmethod
-    def fetch(self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None) -> Fetched:
-        """Rows of all tables in one go; ids int64 [n] are unique within a table and of any value.
+    def fetch(self, release: str, batch: IdBatch, *, timeout: float | None = None) -> FetchedRows:
+        """Rows of all tables in one go; ids are unique within a table and of any value.
 
-        `timeout` in seconds, for the whole call. Raises UnknownRelease, UnknownTable, and StoreUnavailable also where
-        a page that the release must have is gone: that is damage, not an absent id.
+        `timeout` in seconds, for the whole call. Raises UnknownRelease. What cannot be asked in time is UNAVAILABLE,
+        and so is a row whose page the release must have and the store has not: that is damage, not an absent id.
         """
+
+    def nodes(self) -> Sequence[NodeStats]:
+        """What was asked of each server; empty where there is none."""
+        return ()
 
     @abstractmethod
     def hot_ids(self, release: str, table: str) -> NDArray[np.int64]:

@@ -20,6 +20,7 @@ from embedding_store.release import ReleaseManifest
 FOUND = 0
 ABSENT = 1  # the table has no such id: normal; the row is the table's default
 UNAVAILABLE = 2  # the store could not be asked: degraded; the row is the table's default
+STALE = 3  # the store could not be asked: degraded; the row is that of an earlier release of the model
 
 
 @dataclass(frozen=True, slots=True)

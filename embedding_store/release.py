@@ -51,6 +51,11 @@ class ReleaseManifest(msgspec.Struct, frozen=True):
     def name(self) -> str:
         return f"{self.model}@{self.version}"
 
+    @property
+    def places(self) -> dict[str, int]:
+        """Table name -> place in `tables`."""
+        return {table.name: place for place, table in enumerate(self.tables)}
+
     def table(self, name: str) -> TableInfo:
         for table in self.tables:
             if table.name == name:

@@ -11,6 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from embedding_store.backend import Backend
+from embedding_store.batch import batch_of, row_starts
 from embedding_store.cache import TableStats, default_row
 from embedding_store.caches import CacheBudget
 from embedding_store.dedupe import dedupe
@@ -116,7 +117,7 @@ class EmbeddingStore(EmbeddingLookup):
         if missing:
             tables = self._tables(release)
             caches = self._budget.of(tables.manifest)
-            fetched = self.backend.fetch(release, missing, timeout=timeout)
+            fetched = self._fetch(release, missing, timeout)
             for name, (rows, found) in fetched.items():
                 table = pending[name]
                 absent = _fill(table.reply.rows, table.reply.status, table.misses, rows, found, tables.defaults[name])
@@ -126,6 +127,25 @@ class EmbeddingStore(EmbeddingLookup):
             self._lookups += 1
             self._ids += sum(len(table.reply.index) for table in pending.values())
         return LookupReply(release, {name: table.reply for name, table in pending.items()})
+
+    def _fetch(
+        self, release: str, ids: Mapping[str, NDArray[np.int64]], timeout: float | None
+    ) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+        manifest = self._tables(release).manifest
+        batch = batch_of(manifest, ids)
+        fetched = self.backend.fetch(release, batch, timeout=timeout)
+        if fetched.error is not None:
+            raise fetched.error
+        widths = np.array([table.row_bytes for table in manifest.tables], np.int64)
+        starts = row_starts(batch, widths)
+        ends = np.cumsum(batch.counts)
+        return {
+            name: (
+                fetched.rows[starts[i] : starts[i + 1]].reshape(len(wanted), -1),
+                fetched.status[ends[i] - len(wanted) : ends[i]] == FOUND,
+            )
+            for i, (name, wanted) in enumerate(ids.items())
+        }
 
     def expect(self, models: Iterable[str]) -> None:
         """Divides the cache among these models from now on, whichever is warmed or asked for first."""
@@ -145,7 +165,7 @@ class EmbeddingStore(EmbeddingLookup):
             hot = self.backend.hot_ids(release, name)[: cache.capacity]
             for start in range(0, len(hot), _WARM_CHUNK):
                 chunk = hot[start : start + _WARM_CHUNK]
-                rows, found = self.backend.fetch(release, {name: chunk})[name]
+                rows, found = self._fetch(release, {name: chunk}, None)[name]
                 cache.insert(chunk[found], rows[found], found[found], only_empty=True)
             loaded[name] = cache.stats().entries
         return loaded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_store.backend import Backend
+from embedding_store.batch import batch_of
 from embedding_store.codec import decode
+from embedding_store.lookup import FOUND
 from embedding_store.pages import PageWriter
 from embedding_store.release import Codec, ReleaseManifest
 
@@ -84,6 +88,25 @@ def make_bundle(
     content = msgspec.to_builtins(manifest) | {"features": "more keys than a store reads"}
     (folder / "manifest.json").write_bytes(msgspec.json.encode(content))
     return Bundle(folder, manifest, values, hot)
+
+
+def fetch(
+    backend: Backend, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
+) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    """Per table rows uint8 [n, row_bytes] and found bool [n]. Raises what kept the backend from answering in full."""
+    manifest = backend.manifest(release)
+    batch = batch_of(manifest, ids)
+    fetched = backend.fetch(release, batch, timeout=timeout)
+    if fetched.error is not None:
+        raise fetched.error
+    answer, byte, row = {}, 0, 0
+    for name, wanted in ids.items():
+        size = len(wanted) * manifest.table(name).row_bytes
+        rows = fetched.rows[byte : byte + size].reshape(len(wanted), manifest.table(name).row_bytes)
+        answer[name] = rows, fetched.status[row : row + len(wanted)] == FOUND
+        byte += size
+        row += len(wanted)
+    return answer
 
 
 def check_rows(

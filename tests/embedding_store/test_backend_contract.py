@@ -20,7 +20,7 @@ from embedding_store.errors import (
 from embedding_store.open import open_backend
 from embedding_store.publish import publish
 from embedding_store.releases import activate, list_releases, rollback
-from tests.embedding_store.bundles import Bundle, check_rows, make_bundle
+from tests.embedding_store.bundles import Bundle, check_rows, fetch, make_bundle
 from tests.redis_server import RedisServer
 
 BACKENDS = ("memmap", "redis+unix", "redis")
@@ -49,7 +49,7 @@ class TestBackendContract:
     def test_a_published_release_gives_back_every_row(self, backend: Backend, bundle: Bundle) -> None:
         assert publish(bundle.folder, backend) == bundle.manifest
         ids = {table.name: np.arange(table.rows, dtype=np.int64) for table in bundle.manifest.tables}
-        fetched = backend.fetch(bundle.name, ids)
+        fetched = fetch(backend, bundle.name, ids)
         assert list(fetched) == list(ids)
         for name, (rows, found) in fetched.items():
             check_rows(bundle, name, ids[name], rows, found)
@@ -64,16 +64,16 @@ class TestBackendContract:
             edges = [0, table.rows - 1, table.rows, table.page_rows - 1, table.page_rows, table.pages * table.page_rows]
             some = rng.integers(-table.rows, 2 * table.rows, rng.integers(0, 300))
             ids[table.name] = rng.permutation(np.unique(np.concatenate((some, extremes, edges)).astype(np.int64)))
-        for name, (rows, found) in backend.fetch(bundle.name, ids, timeout=10).items():
+        for name, (rows, found) in fetch(backend, bundle.name, ids, timeout=10).items():
             check_rows(bundle, name, ids[name], rows, found)
 
     def test_no_ids_and_only_absent_ids(self, backend: Backend, bundle: Bundle) -> None:
         publish(bundle.folder, backend)
         none = np.empty(0, np.int64)
-        fetched = backend.fetch(bundle.name, {"item": none, "user": np.array([-5], np.int64)})
+        fetched = fetch(backend, bundle.name, {"item": none, "user": np.array([-5], np.int64)})
         assert fetched["item"][0].shape == (0, 32)
         assert fetched["user"][1].tolist() == [False]
-        assert backend.fetch(bundle.name, {}) == {}
+        assert fetch(backend, bundle.name, {}) == {}
 
     def test_hot_ids_keep_their_order(self, backend: Backend, bundle: Bundle) -> None:
         publish(bundle.folder, backend)
@@ -85,11 +85,11 @@ class TestBackendContract:
         ids = {"item": np.zeros(1, np.int64)}
         for release in ("demo@2", "demo", "../../etc@1", ""):
             with pytest.raises(UnknownRelease, match="release"):
-                backend.fetch(release, ids)
+                fetch(backend, release, ids)
         with pytest.raises(UnknownRelease, match=r"no release 'demo@2' in .*; it has: demo@1"):
             backend.manifest("demo@2")
         with pytest.raises(UnknownTable, match=r"release demo@1 has no table 'author'; it has: item, wide.item"):
-            backend.fetch(bundle.name, {"author": np.zeros(1, np.int64)})
+            fetch(backend, bundle.name, {"author": np.zeros(1, np.int64)})
 
     def test_publishing_again_changes_nothing(self, backend: Backend, bundle: Bundle) -> None:
         publish(bundle.folder, backend)
@@ -106,7 +106,7 @@ class TestBackendContract:
         with pytest.raises(ReleaseConflict, match="has a release demo@1 with other content"):
             publish(other.folder, backend)
         ids = np.arange(100, dtype=np.int64)
-        rows, found = backend.fetch(bundle.name, {"item": ids})["item"]
+        rows, found = fetch(backend, bundle.name, {"item": ids})["item"]
         check_rows(bundle, "item", ids, rows, found)
 
     def test_of_two_publishers_with_one_name_the_first_to_commit_wins(
@@ -149,7 +149,7 @@ class TestBackendContract:
         assert "writing wide.item" not in steps
         assert "writing user" in steps
         ids = np.arange(5000, dtype=np.int64)
-        rows, found = backend.fetch(bundle.name, {"item": ids})["item"]
+        rows, found = fetch(backend, bundle.name, {"item": ids})["item"]
         check_rows(bundle, "item", ids, rows, found)
 
     def test_a_damaged_bundle_is_not_published(self, backend: Backend, bundle: Bundle) -> None:
@@ -221,7 +221,7 @@ class TestBackendContract:
         lose_a_page(url, bundle)
         message = r"damaged|has lost page 2 of table 'user'"
         with open_backend(url) as fresh, pytest.raises(StoreUnavailable, match=message):
-            fresh.fetch(bundle.name, {"user": np.array([1, 130, -1], np.int64)})
+            fetch(fresh, bundle.name, {"user": np.array([1, 130, -1], np.int64)})
 
 
 @pytest.fixture
@@ -243,7 +243,8 @@ def lose_a_page(url: str, bundle: Bundle) -> None:
         path.write_bytes(path.read_bytes()[:-1])
         return
     from embedding_store.redis_backend import RedisBackend
+    from embedding_store.redis_keys import page_key
     from embedding_store.redis_url import parse_redis_url
 
     with RedisBackend(parse_redis_url(url)) as redis:
-        assert redis.control.delete(redis.key(namespace(bundle.manifest), "user", 2)) == 1
+        assert redis.control.delete(page_key(redis.prefix, namespace(bundle.manifest), "user", 2)) == 1

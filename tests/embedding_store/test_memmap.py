@@ -10,7 +10,7 @@ import pytest
 from embedding_store.errors import ReleaseConflict, StoreUnavailable
 from embedding_store.memmap import MemmapBackend
 from embedding_store.publish import publish
-from tests.embedding_store.bundles import Bundle, check_rows, make_bundle
+from tests.embedding_store.bundles import Bundle, check_rows, fetch, make_bundle
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def test_mapped_pages_outlive_their_files(tmp_path: Path, bundle: Bundle) -> Non
     ids = np.arange(-5, 5005, dtype=np.int64)
     with MemmapBackend(tmp_path / "store") as backend:
         publish(bundle.folder, backend)
-        backend.fetch(bundle.name, {"item": ids})
+        fetch(backend, bundle.name, {"item": ids})
         (tmp_path / "store" / "releases" / "demo@1" / "tables" / "item.pages").unlink()
-        check_rows(bundle, "item", ids, *backend.fetch(bundle.name, {"item": ids})["item"])
+        check_rows(bundle, "item", ids, *fetch(backend, bundle.name, {"item": ids})["item"])
         (tmp_path / "store" / "releases" / "demo@1" / "tables" / "user.pages").unlink()
         with pytest.raises(StoreUnavailable, match=r"user.pages: No such file or directory"):
-            backend.fetch(bundle.name, {"user": ids})
+            fetch(backend, bundle.name, {"user": ids})

@@ -14,7 +14,7 @@ from embedding_store.errors import UnknownRelease
 from embedding_store.open import open_backend
 from embedding_store.publish import publish
 from embedding_store.releases import activate
-from tests.embedding_store.bundles import check_rows, make_bundle
+from tests.embedding_store.bundles import check_rows, fetch, make_bundle
 
 # Publishes and kills itself by SIGKILL when the given step, or a file system or Redis call named here, comes.
 PUBLISHER = """
@@ -87,7 +87,7 @@ def test_the_active_release_survives_and_publishing_again_completes(
     ids = np.arange(-10, 5010, dtype=np.int64)
     with open_backend(url) as backend:
         assert backend.active("demo") == old.name
-        check_rows(old, "item", ids, *backend.fetch(old.name, {"item": ids})["item"])
+        check_rows(old, "item", ids, *fetch(backend, old.name, {"item": ids})["item"])
         if step == "set_history":
             assert backend.manifest(new.name) == new.manifest
         else:
@@ -100,6 +100,6 @@ def test_the_active_release_survives_and_publishing_again_completes(
         assert backend.active("demo") == new.name
         assert backend.unfinished() == []
         for table in new.manifest.tables:
-            rows, found = backend.fetch(new.name, {table.name: ids})[table.name]
+            rows, found = fetch(backend, new.name, {table.name: ids})[table.name]
             check_rows(new, table.name, ids, rows, found)
             np.testing.assert_array_equal(backend.hot_ids(new.name, table.name), new.hot[table.name])

@@ -18,7 +18,7 @@ from embedding_store.publish import publish
 from embedding_store.redis_url import PASSWORD_VARIABLE, RedisAddress, parse_redis_url
 from embedding_store.redis_wire import encode_getrange
 from embedding_store.releases import activate
-from tests.embedding_store.bundles import Bundle, TestTable, make_bundle
+from tests.embedding_store.bundles import Bundle, TestTable, fetch, make_bundle
 from tests.redis_server import RedisServer
 
 IDS = {"item": np.arange(10, dtype=np.int64)}
@@ -93,7 +93,7 @@ def test_a_full_server_refuses_the_release_and_keeps_the_active_one(tmp_path: Pa
                 publish(large.folder, backend)
             assert backend.active("demo") == small.name
             assert list(backend.releases()) == [small.name]
-            assert backend.fetch(small.name, IDS)["item"][1].all()
+            assert fetch(backend, small.name, IDS)["item"][1].all()
     finally:
         server.close()
 
@@ -130,9 +130,9 @@ def test_a_password_is_used_and_never_shown(
             assert SECRET not in store.backend.address
     monkeypatch.setenv(PASSWORD_VARIABLE, SECRET)
     with open_backend(guarded.tcp_url) as backend:
-        assert backend.fetch(bundle.name, IDS)["item"][1].all()
+        assert fetch(backend, bundle.name, IDS)["item"][1].all()
         guarded.stop()
-        for ask in (lambda: backend.fetch(bundle.name, IDS), backend.releases):
+        for ask in (lambda: fetch(backend, bundle.name, IDS), backend.releases):
             with pytest.raises(StoreUnavailable) as caught:
                 ask()
             assert SECRET not in everything_shown(caught.value)
@@ -150,7 +150,7 @@ def test_wrong_credentials_are_refused_without_showing_them(guarded: RedisServer
         with redis.Redis(unix_socket_path=str(guarded.socket), password=SECRET, protocol=2) as client:
             client.config_set("requirepass", "another")
         with pytest.raises(StoreUnavailable, match="refused the connection: WRONGPASS") as caught:
-            backend.fetch(bundle.name, IDS)
+            fetch(backend, bundle.name, IDS)
         assert SECRET not in everything_shown(caught.value)
 
 
@@ -161,7 +161,7 @@ def test_other_keys_are_left_alone_and_ours_are_where_they_should_be(redis_serve
             publish(bundle.folder, backend)
             activate(backend, bundle.name)
         names = {key.decode() for key in client.scan_iter(count=10_000)}
-        expected = {"somebody:else", "shop:releases", "shop:active"}
+        expected = {"somebody:else", "{shop}:releases", "{shop}:active"}
         for table in bundle.manifest.tables:
             place = f"shop:{namespace(bundle.manifest)}:{table.name}"
             expected |= {f"{place}:{page}" for page in range(table.pages)} | (

@@ -1,0 +1,76 @@
+"""Ids of several tables as flat arrays, and the rows that answer them: what travels between look-up, cache and backend.
+
+One array for all tables, and not one per table: a request names some twenty tables with few ids each, and twenty small
+calls would cost more than the work in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_store.errors import StoreUnavailable
+from embedding_store.release import ReleaseManifest
+
+
+@dataclass(frozen=True, slots=True)
+class IdBatch:
+    """Ids of some tables of one release, table after table.
+
+    tables: int64 [t], places in `manifest.tables`; counts: int64 [t], ids per table, 0 allowed; ids: int64 [Σ counts].
+    """
+
+    tables: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    ids: NDArray[np.int64]
+
+    def select(self, positions: NDArray[np.int64]) -> IdBatch:
+        """The ids at these positions, int64 [k] ascending; every table stays, maybe with none."""
+        ends = np.searchsorted(positions, np.cumsum(self.counts))
+        return IdBatch(self.tables, np.diff(ends, prepend=0), self.ids[positions])
+
+    def by_table(self) -> Mapping[int, NDArray[np.int64]]:
+        """Views by the table's place, without those that have no ids."""
+        parts = np.split(self.ids, np.cumsum(self.counts)[:-1]) if len(self.counts) else []
+        return {int(table): ids for table, ids in zip(self.tables, parts, strict=True) if len(ids)}
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedRows:
+    """A backend's answer to an IdBatch, in the order of its ids.
+
+    rows: uint8 [Σ counts x row_bytes], encoded, undefined where the status is not FOUND; status: uint8 [n], FOUND,
+    ABSENT or UNAVAILABLE; error: why some are UNAVAILABLE, None where none is.
+    """
+
+    rows: NDArray[np.uint8]
+    status: NDArray[np.uint8]
+    error: StoreUnavailable | None = None
+
+
+def batch_of(manifest: ReleaseManifest, ids: Mapping[str, NDArray[np.int64]]) -> IdBatch:
+    """Raises UnknownTable, and ValueError where ids are not int64 [n]."""
+    places = manifest.places
+    for name, wanted in ids.items():
+        if name not in places:
+            manifest.table(name)  # raises
+        if wanted.dtype != np.int64 or wanted.ndim != 1:
+            raise ValueError(f"table {name!r}: ids must be int64 [n], not {wanted.dtype} {list(wanted.shape)}")
+    return IdBatch(
+        np.array([places[name] for name in ids], np.int64),
+        np.array([len(wanted) for wanted in ids.values()], np.int64),
+        np.concatenate(list(ids.values())) if ids else np.empty(0, np.int64),
+    )
+
+
+def row_starts(batch: IdBatch, widths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64 [t + 1]: where each table's rows begin when they lie one after another, and where the last ends.
+
+    widths: int64, bytes of a row by the table's place in the manifest.
+    """
+    starts = np.zeros(len(batch.counts) + 1, np.int64)
+    np.cumsum(batch.counts * widths[batch.tables], out=starts[1:])
+    return starts
