@@ -13,14 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.errors import InvalidRelease
+from embedding_store.int8_rows import LOWEST, TAIL_BYTES, WIDEST, decode_int8, encode_int8, scales_and_offsets
 from embedding_store.release import Codec, TableInfo
 
 if sys.byteorder != "little":
     raise ImportError("embedding_store reads rows in place and needs a little-endian host")
 
-CODECS: tuple[Codec, ...] = ("fp32", "fp16")
-_DTYPES: dict[Codec, np.dtype[np.generic]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
-_FP16_MAX = 65504.0
+CODECS: tuple[Codec, ...] = ("fp32", "fp16", "int8")
+_FLOATS: dict[str, np.dtype[np.generic]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
+_HOLDS = {
+    "fp32": f"values within ±{float(np.finfo(np.float32).max):g}",
+    "fp16": "values within ±65504",
+    "int8": f"rows of values from {LOWEST:g} on that reach over {WIDEST:g} at most",
+}
 
 # A Redis string of n ≥ 256 bytes takes n + 6 (5 of header, 1 terminator). jemalloc's class is 8,192 bytes and the
 # next one 10,240, so one byte more would waste a fifth of every page.
@@ -39,7 +44,9 @@ def check_codec(codec: str) -> Codec:
 
 
 def row_bytes(codec: Codec, dim: int) -> int:
-    return dim * _DTYPES[check_codec(codec)].itemsize
+    if check_codec(codec) == "int8":
+        return dim + TAIL_BYTES
+    return dim * _FLOATS[codec].itemsize
 
 
 def page_rows(row_bytes: int) -> int:
@@ -51,34 +58,44 @@ def encode(codec: Codec, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
     """float32 [n, dim] -> uint8 [n, row_bytes], without looking at the values: see `encode_table`."""
     if rows.ndim != 2:
         raise ValueError(f"rows must be [n, dim], not {rows.shape}")
-    return np.ascontiguousarray(rows, dtype=_DTYPES[check_codec(codec)]).view(np.uint8)
+    if check_codec(codec) == "int8":
+        return encode_int8(rows)
+    return np.ascontiguousarray(rows, dtype=_FLOATS[codec]).view(np.uint8)
 
 
 def decode(codec: Codec, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
     """uint8 [n, row_bytes] -> float32 [n, dim]."""
-    typed = np.ascontiguousarray(rows).view(_DTYPES[check_codec(codec)])
-    return typed.astype(np.float32)
+    if check_codec(codec) == "int8":
+        return decode_int8(rows)
+    return np.ascontiguousarray(rows).view(_FLOATS[codec]).astype(np.float32)
 
 
-def encode_table(table: str, codec: Codec, rows: NDArray[np.float32], first_id: int = 0) -> NDArray[np.uint8]:
-    """As `encode`, for the rows first_id, first_id + 1, … of `table`.
+def encode_table(
+    table: str, codec: Codec, rows: NDArray[np.float32], ids: range | NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """As `encode`, for the rows of these ids of `table`.
 
-    Raises InvalidRelease naming table, id and column of the first value that is NaN or infinite, or that the codec
-    cannot hold.
+    Raises InvalidRelease naming table and id of the first row that has NaN or infinities, or that the codec cannot
+    hold.
     """
-    limit = _FP16_MAX if codec == "fp16" else float(np.finfo(np.float32).max)
-    # Rounding may carry a value just above the limit down to it; what counts is the encoded value.
-    with np.errstate(over="ignore"):
-        typed = np.ascontiguousarray(rows, dtype=_DTYPES[check_codec(codec)])
-    finite = np.isfinite(typed)
+    with np.errstate(over="ignore"):  # what counts is the encoded value: rounding may bring one down to the limit
+        encoded = encode(codec, rows)
+    floats = scales_and_offsets(encoded) if codec == "int8" else encoded.view(_FLOATS[codec])
+    finite = np.isfinite(floats)
     if not finite.all():
-        row, column = np.unravel_index(int(np.argmin(finite)), finite.shape)
-        value = float(rows[row, column])
-        where = f"table {table!r}: id {first_id + int(row)}, column {int(column)} is {value:g}"
-        if np.isfinite(value):
-            raise InvalidRelease(f"{where}; {codec} holds at most ±{limit:g}: use the row codec fp32")
-        raise InvalidRelease(f"{where}; rows must be finite")
-    return typed.view(np.uint8)
+        row = int(np.argmin(finite.all(axis=1)))
+        raise _refused(f"table {table!r}: id {int(ids[row])}", codec, rows[row])
+    return encoded
+
+
+def _refused(where: str, codec: Codec, row: NDArray[np.float32]) -> InvalidRelease:
+    finite = np.isfinite(row)
+    if not finite.all():
+        column = int(np.argmin(finite))
+        return InvalidRelease(f"{where}, column {column} is {row[column]:g}; rows must be finite")
+    return InvalidRelease(
+        f"{where} has values from {row.min():g} to {row.max():g}; {codec} holds {_HOLDS[codec]}: use the row codec fp32"
+    )
 
 
 def check_name(kind: str, name: str) -> str:

@@ -43,7 +43,7 @@ class PageWriter:
         """The next rows, float32 [n, dim]. Raises InvalidRelease for a value that the codec cannot hold."""
         if rows.ndim != 2 or rows.shape[1] != self._dim:
             raise InvalidRelease(f"table {self._name!r}: rows are {list(rows.shape)}; expected [n, {self._dim}]")
-        encoded = encode_table(self._name, self._codec, rows, first_id=self._rows)
+        encoded = encode_table(self._name, self._codec, rows, range(self._rows, self._rows + len(rows)))
         self._hash.update(encoded.data)
         self._file.write(encoded.data)
         self._rows += len(rows)
@@ -75,7 +75,7 @@ class PageWriter:
         return table
 
     def _encode_default(self, row: NDArray[np.float32]) -> bytes:
-        return encode_table(f"{self._name} (default row)", self._codec, row.reshape(1, -1)).tobytes()
+        return encode_table(f"{self._name} (default row)", self._codec, row.reshape(1, -1), range(1)).tobytes()
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-Codec = Literal["fp32", "fp16"]
+Codec = Literal["fp32", "fp16", "int8"]
 
 
 class TableInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
