@@ -136,6 +136,11 @@ class Backend(Closing):
         and so is a row whose page the release must have and the store has not: that is damage, not an absent id.
         """
 
+    @property
+    def waits(self) -> bool:
+        """Whether `fetch` waits for a network: then concurrent misses gain by being fetched together."""
+        return True
+
     def nodes(self) -> Sequence[NodeStats]:
         """What was asked of each server; empty where there is none."""
         return ()

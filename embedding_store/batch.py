@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from embedding_store.errors import StoreUnavailable
+from embedding_store.lookup import FOUND
 from embedding_store.release import ReleaseManifest
 
 
@@ -74,3 +76,39 @@ def row_starts(batch: IdBatch, widths: NDArray[np.int64]) -> NDArray[np.int64]:
     starts = np.zeros(len(batch.counts) + 1, np.int64)
     np.cumsum(batch.counts * widths[batch.tables], out=starts[1:])
     return starts
+
+
+@njit(cache=True, nogil=True)
+def row_offsets(
+    tables: NDArray[np.int64], counts: NDArray[np.int64], widths: NDArray[np.int64], starts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """int64 [Σ counts]: where the row of each id begins, table k's rows at starts[k], one after another."""
+    offsets = np.empty(counts.sum(), np.int64)
+    i = 0
+    for k in range(len(tables)):
+        for row in range(counts[k]):
+            offsets[i] = starts[k] + row * widths[tables[k]]
+            i += 1
+    return offsets
+
+
+@njit(cache=True, nogil=True)
+def copy_rows(  # type: ignore[no-untyped-def]
+    rows, status, sources, places, tables, counts, widths, wanted, out, out_status, targets
+):
+    """Rows of another batch, as far as they are there: id i of this one (tables, counts) is at places[i] of that.
+
+    rows, status, sources: of that batch, sources being its row offsets; out, out_status, targets: of this one, whose
+    ids stand at wanted[i] there. A row is copied where it is FOUND, its status in any case.
+    """
+    i = 0
+    for k in range(len(tables)):
+        width = widths[tables[k]]
+        for _ in range(counts[k]):
+            place = places[i]
+            out_status[wanted[i]] = status[place]
+            if status[place] == FOUND:
+                source, target = sources[place], targets[wanted[i]]
+                for byte in range(width):
+                    out[target + byte] = rows[source + byte]
+            i += 1

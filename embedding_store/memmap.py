@@ -39,6 +39,10 @@ class MemmapBackend(Backend):
     def address(self) -> str:
         return f"memmap://{self._folder}"
 
+    @property
+    def waits(self) -> bool:
+        return False
+
     def releases(self) -> dict[str, ReleaseManifest]:
         return {name: self.manifest(name) for name in self._names("releases") if "@" in name}
 
