@@ -72,6 +72,9 @@ class MemoryStore(ServedLookup):
             entries.append(ReleaseEntry(name, manifest.model, manifest.version, manifest.created, active))
         return entries
 
+    def active(self) -> Mapping[str, str]:
+        return dict(self._active)
+
     def warm(self, release: str, *, take_over: bool = True) -> int:
         """Everything is warm: the rows of all tables."""
         return sum(table.rows for table in self._release(release).manifest.tables)

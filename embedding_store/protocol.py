@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.errors import ProtocolError, StoreError, StoreUnavailable, UnknownRelease, UnknownTable
-from embedding_store.lookup import UNAVAILABLE, LookupReply
+from embedding_store.lookup import STALE, LookupReply
 
 REQUEST_MAGIC = b"TRQ1"
 REPLY_MAGIC = b"TRR1"
 MAX_TABLES = 0xFFFF
 MAX_TIMEOUT_MS = 0xFFFFFFFF
+TOO_MANY_CLIENTS = "max number of clients reached"  # as Redis puts it: clients know it by this text
 
 # First word of an error reply, and what it means on both sides. Other errors of the store travel as ERR.
 ERROR_CODES: dict[str, type[StoreError]] = {
@@ -190,8 +191,8 @@ def decode_reply(
     if head[_HEADER.size + tables * _ENTRY_BYTES :] != name.ljust(padded(len(name)), b"\0"):
         raise ProtocolError(f"reply comes from another release than {release}: {head[-padded(len(name)) :]!r}")
     status = status_of(payload, sum(count for count, _ in found))
-    if len(status) and status.max() > UNAVAILABLE:
-        raise ProtocolError(f"reply has a row of status {status.max()}; known are 0, 1 and 2")
+    if len(status) and status.max() > STALE:
+        raise ProtocolError(f"reply has a row of status {status.max()}; known are 0 to 3")
     answer: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
     start = 0
     for table, (count, width) in shapes.items():

@@ -74,3 +74,4 @@ class ReleaseEntry(msgspec.Struct, frozen=True):
     version: str
     created: str  # UTC, ISO 8601
     active: bool
+    warm: bool = False  # where a sidecar tells it: it has loaded the hot rows

@@ -9,11 +9,13 @@ import functools
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_store.backend import NodeStats
+from embedding_store.cache import TableStats
 from embedding_store.lookup import EmbeddingLookup, LookupReply
 from embedding_store.memmap import MemmapBackend
 from embedding_store.release import ReleaseEntry, ReleaseManifest
@@ -35,12 +37,19 @@ class ServedStats:
     misses: int  # distinct ids asked of the backend
     cache_bytes: int  # allocated
     cache_capacity_bytes: int
+    evictions: int = 0
+    tables: Mapping[str, Mapping[str, TableStats]] = field(default_factory=dict)  # by release, by table
+    nodes: Sequence[NodeStats] = ()
 
 
 class ServedLookup(EmbeddingLookup):
     @abstractmethod
     def releases(self) -> Sequence[ReleaseEntry]:
         """Every complete release, whatever its model. Raises StoreUnavailable."""
+
+    @abstractmethod
+    def active(self) -> Mapping[str, str]:
+        """Model -> its active release. Raises StoreUnavailable."""
 
     @abstractmethod
     def warm(self, release: str, *, take_over: bool = True) -> int:
@@ -96,11 +105,14 @@ class ServedStore(ServedLookup):
             self._fetch_seconds += (time.perf_counter() - began - self._fetch_seconds) / _AVERAGED
 
     def releases(self) -> Sequence[ReleaseEntry]:
-        active = {history[-1] for history in self._store.backend.histories().values() if history}
+        active = set(self.active().values())
         return [
             ReleaseEntry(name, manifest.model, manifest.version, manifest.created, name in active)
             for name, manifest in sorted(self._store.backend.releases().items())
         ]
+
+    def active(self) -> Mapping[str, str]:
+        return {model: history[-1] for model, history in self._store.backend.histories().items() if history}
 
     def warm(self, release: str, *, take_over: bool = True) -> int:
         self._store.expect(model for model, history in self._store.backend.histories().items() if history)
@@ -109,7 +121,14 @@ class ServedStore(ServedLookup):
     def stats(self) -> ServedStats:
         found = self._store.stats()
         return ServedStats(
-            found.address, found.total("hits"), found.total("misses"), found.cache_bytes, found.cache_budget
+            found.address,
+            found.total("hits"),
+            found.total("misses"),
+            found.cache_bytes,
+            found.cache_budget,
+            found.total("evictions"),
+            found.releases,
+            self._store.backend.nodes(),
         )
 
     def close(self) -> None:

@@ -1,42 +1,33 @@
 """The sidecar process: warm the cache, listen, answer, drain.
 
 start     refuse a socket on which another process answers; warm the active releases; listen; print `ready …`
-running   a release that is activated meanwhile is warmed beside its first look-ups
+running   a release that is activated meanwhile is warmed, and told to clients after that
 SIGTERM   (or SIGINT) stop accepting, answer what has come, close, remove the socket file, exit 0
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from embedding_store import resp
 from embedding_store.served import ServedLookup
 from embedding_store.sidecar_commands import Commands
-from embedding_store.sidecar_connection import DRAIN_QUIET, Connection
+from embedding_store.sidecar_connection import DRAIN_QUIET
+from embedding_store.sidecar_connections import Connections
+from embedding_store.sidecar_http import Pages, serve_pages
+from embedding_store.sidecar_options import SidecarOptions
 from embedding_store.sidecar_socket import UnixListener, is_loopback, listen_tcp, refuse_taken, tcp_address
+from embedding_store.sidecar_tls import HANDSHAKE_SECONDS, SHUTDOWN_SECONDS
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SidecarOptions:
-    socket: Path | None = None
-    socket_mode: int = 0o660
-    listen: tuple[str, int] | None = None  # host, port; port 0 takes a free one
-    max_frame: int = 16 << 20  # bytes of one command, and of one reply
-    threads: int = 8  # look-ups that may wait for a network at the same time
-    drain_seconds: float = 5.0  # after which connections that are still busy are cut
-    password: str | None = field(default=None, repr=False)
 
 
 def run_sidecar(store: ServedLookup, options: SidecarOptions, ready: Callable[[str], None] = print) -> None:
@@ -51,8 +42,6 @@ def run_sidecar(store: ServedLookup, options: SidecarOptions, ready: Callable[[s
 
 class Sidecar:
     def __init__(self, store: ServedLookup, options: SidecarOptions) -> None:
-        if options.socket is None and options.listen is None:
-            raise ValueError("a sidecar needs a socket path or HOST:PORT to listen on; neither was given")
         self._store = store
         self._options = options
         self._threads = ThreadPoolExecutor(options.threads, "sidecar")
@@ -63,8 +52,14 @@ class Sidecar:
             max_frame=options.max_frame,
             password=options.password.encode() if options.password is not None else None,
             server=self._server,
+            max_degraded_share=options.max_degraded_share,
         )
-        self._connections: set[Connection] = set()
+        self._connections = Connections(
+            self._commands,
+            max_frame=options.max_frame,
+            limit=options.max_connections,
+            idle_seconds=options.idle_seconds,
+        )
         self._stop = asyncio.Event()
 
     async def run(self, ready: Callable[[str], None]) -> None:
@@ -74,72 +69,104 @@ class Sidecar:
         with self._threads:
             if self._options.socket is not None:
                 refuse_taken(self._options.socket)  # before the warming, which may take a while
-            warmed = await self._warm()
-            gc.collect()
-            gc.freeze()  # what lives as long as the process is not walked again by every full collection
-            if not self._stop.is_set():
-                await self._serve(lambda addresses: ready(f"ready: {addresses} ({warmed})"))
+            async with self._metrics():
+                began = time.perf_counter()
+                await self._unless_stopped(self._commands.releases.move())
+                gc.collect()
+                gc.freeze()  # what lives as long as the process is not walked again by every full collection
+                if not self._stop.is_set():
+                    warmed = self._warmed(time.perf_counter() - began)
+                    await self._serve(lambda addresses: ready(f"ready: {addresses} ({warmed})"))
 
-    async def _warm(self) -> str:
-        loop = asyncio.get_running_loop()
-        began, rows = time.perf_counter(), 0
-        releases = await loop.run_in_executor(self._threads, self._store.releases)
-        active = [entry.release for entry in releases if entry.active]
-        for release in active:
-            if not self._stop.is_set():
-                rows += await loop.run_in_executor(
-                    self._threads, functools.partial(self._commands.lookups.warm, release)
-                )
-        names = ", ".join(active) or "no active release"
-        return f"{names}; warmed {rows:,} rows in {time.perf_counter() - began:.2f} s"
+    def _warmed(self, seconds: float) -> str:
+        rows = self._commands.releases.warmed
+        return f"{', '.join(rows) or 'no active release'}; warmed {sum(rows.values()):,} rows in {seconds:.2f} s"
+
+    async def _unless_stopped(self, work: Coroutine[None, None, object]) -> None:
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            task.result()  # raises what it raised
+        task.cancel()
+
+    @asynccontextmanager
+    async def _metrics(self) -> AsyncIterator[None]:
+        """From before the warming to the end of the draining, both of which are worth watching."""
+        if self._options.metrics is None:
+            yield
+            return
+        listener = listen_tcp(*self._options.metrics)
+        server = await serve_pages(self._pages(), listener)
+        _log.info("metrics: http://%s/metrics", tcp_address(listener).removeprefix("tcp://"))
+        try:
+            yield
+        finally:
+            server.close()
+
+    def _pages(self) -> Pages:
+        from embedding_store.sidecar_metrics import CONTENT_TYPE, SidecarMetrics  # prometheus-client is an extra
+
+        commands = self._commands
+        metrics = SidecarMetrics(self._store, commands.stats, commands.releases, commands.ready)
+
+        def ready() -> tuple[HTTPStatus, str, bytes]:
+            obstacle = commands.ready.obstacle
+            status = HTTPStatus.SERVICE_UNAVAILABLE if obstacle else HTTPStatus.OK
+            return status, "text/plain; charset=utf-8", f"{obstacle or 'ready'}\n".encode()
+
+        return {"/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE, metrics.text()), "/ready": ready}
 
     async def _serve(self, listening: Callable[[str], None]) -> None:
         loop = asyncio.get_running_loop()
         unix, servers, addresses = None, [], []
+        background = [
+            asyncio.ensure_future(self._commands.releases.follow(self._options.poll_seconds)),
+            asyncio.ensure_future(self._connections.close_idle()),
+        ]
         try:
             if self._options.socket is not None:
                 unix = UnixListener(self._options.socket, self._options.socket_mode)
-                servers.append(await loop.create_unix_server(self._connection, sock=unix.socket))
+                servers.append(await loop.create_unix_server(self._connections.connection, sock=unix.socket))
                 addresses.append(unix.address)
             if self._options.listen is not None:
-                listener = listen_tcp(*self._options.listen)
-                if self._options.password is None and not is_loopback(listener):
-                    _log.warning("anybody who reaches %s may read: no password is set", tcp_address(listener))
-                servers.append(await loop.create_server(self._connection, sock=listener))
-                addresses.append(tcp_address(listener))
+                server, address = await self._listen(*self._options.listen)
+                servers.append(server)
+                addresses.append(address)
             self._server["addresses"] = ",".join(addresses)
+            self._commands.ready.serving()
             listening(" ".join(addresses))
             await self._stop.wait()
+            self._commands.ready.draining()
             if unix is not None:
                 unix.remove()  # whoever comes now finds no sidecar, rather than one that ends
-            await self._drain(servers)
+            # Connections that the kernel has made and nobody has accepted yet would be reset by closing at once.
+            await asyncio.sleep(DRAIN_QUIET)
+            for server in servers:
+                server.close()
+            await self._connections.drain(self._options.drain_seconds)
         finally:
             if unix is not None:
                 unix.remove()
             for server in servers:
                 server.close()
+            for task in background:
+                task.cancel()
 
-    def _connection(self) -> Connection:
-        return Connection(self._commands, resp.CommandParser(self._options.max_frame), self._connections)
-
-    async def _drain(self, servers: list[asyncio.Server]) -> None:
-        # Connections that the kernel has made and nobody has accepted yet would be reset by closing at once.
-        await asyncio.sleep(DRAIN_QUIET)
-        for server in servers:
-            server.close()
-        deadline = time.monotonic() + self._options.drain_seconds
-        while True:
-            await asyncio.sleep(DRAIN_QUIET / 5)
-            if not self._connections:
-                return
-            if time.monotonic() > deadline:
-                break
-            for connection in list(self._connections):
-                connection.drain()
-        seconds = self._options.drain_seconds
-        _log.warning("%d connections were still busy after %g s", len(self._connections), seconds)
-        for connection in list(self._connections):
-            connection.abort()
+    async def _listen(self, host: str, port: int) -> tuple[asyncio.Server, str]:
+        """TCP, with TLS where the options have it; the server and its address."""
+        listener, tls = listen_tcp(host, port), self._options.tls
+        address = tcp_address(listener) if tls is None else tcp_address(listener).replace("tcp://", "tls://")
+        if not self._options.guarded and not is_loopback(listener):
+            _log.warning("anybody who reaches %s may read: no password is set", address)
+        server = await asyncio.get_running_loop().create_server(
+            self._connections.connection,
+            sock=listener,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=None if tls is None else SHUTDOWN_SECONDS,
+        )
+        return server, address
 
 
 def _version() -> str:

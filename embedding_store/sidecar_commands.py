@@ -7,11 +7,9 @@ comes back as a future, so that one slow fetch holds up no other connection.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import msgspec
 
@@ -19,32 +17,17 @@ from embedding_store import resp
 from embedding_store.errors import StoreError
 from embedding_store.protocol import error_code
 from embedding_store.served import ServedLookup
+from embedding_store.sidecar_greetings import Greetings
+from embedding_store.sidecar_info import Sections, info_sections, info_text
 from embedding_store.sidecar_lookup import Lookups
-from embedding_store.sidecar_stats import SidecarStats, info_sections, info_text
-
-Reply = bytes | memoryview  # what a transport writes as it is
-Arguments = list[bytearray]  # after the command's name
+from embedding_store.sidecar_ready import Readiness
+from embedding_store.sidecar_releases import ServedReleases
+from embedding_store.sidecar_session import Arguments, CommandError, Reply, Session, shown, text_of
+from embedding_store.sidecar_stats import SidecarStats
 
 _log = logging.getLogger(__name__)
 
-
-class CommandError(Exception):
-    """Becomes the error reply `-CODE message`."""
-
-    def __init__(self, message: str, code: str = "ERR") -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(slots=True)
-class Session:
-    """What one connection has said about itself."""
-
-    id: int
-    authenticated: bool
-    version: int = 2  # of RESP
-    name: bytes = b""
-    quit: bool = False
+_BEFORE_AUTH = (b"AUTH", b"HELLO", b"QUIT")
 
 
 class Commands:
@@ -56,31 +39,35 @@ class Commands:
         max_frame: int,
         password: bytes | None,
         server: Mapping[str, object],
+        max_degraded_share: float,
     ) -> None:
         """server: what INFO and HELLO say about this process; `version` is one of its keys."""
         self.stats = SidecarStats()
-        self.lookups = Lookups(store, threads, max_frame, self.stats)
+        self.ready = Readiness(self.stats.degraded, max_degraded_share)
+        self.releases = ServedReleases(store, threads)
+        self._lookups = Lookups(store, self.releases, threads, max_frame, self.stats)
         self._store = store
         self._threads = threads
-        self._password = password
         self._server = server
+        self._greetings = greetings = Greetings(password, server)
         # name -> (method, fewest arguments, most arguments), the name itself not counted
         self._table: dict[bytes, tuple[Callable[[Session, Arguments], Reply | asyncio.Future[Reply]], int, int]] = {
             b"TR.LOOKUP": (self._lookup, 1, 1),
             b"TR.INFO": (self._release_info, 0, 1),
-            b"TR.RELEASES": (self._releases, 0, 0),
-            b"PING": (self._ping, 0, 1),
-            b"HELLO": (self._hello, 0, 6),
-            b"AUTH": (self._auth, 1, 2),
+            b"TR.RELEASES": (self._list_releases, 0, 0),
+            b"TR.READY": (self._ready, 0, 0),
             b"INFO": (self._info, 0, 1),
-            b"CLIENT": (self._client, 1, 4),
             b"COMMAND": (self._command, 0, 32),
-            b"QUIT": (self._quit, 0, 0),
+            b"PING": (greetings.ping, 0, 1),
+            b"HELLO": (greetings.hello, 0, 6),
+            b"AUTH": (greetings.auth, 1, 2),
+            b"CLIENT": (greetings.client, 1, 4),
+            b"QUIT": (greetings.quit, 0, 0),
         }
 
     def session(self) -> Session:
         self.stats.connections_total += 1
-        return Session(self.stats.connections_total, self._password is None)
+        return Session(self.stats.connections_total, self._greetings.open_to_all)
 
     def answer(self, session: Session, command: Arguments) -> Reply | asyncio.Future[Reply]:
         """Never raises, and neither does the future: what goes wrong becomes an error reply."""
@@ -89,24 +76,32 @@ class Commands:
         try:
             if name not in self._table:
                 known = ", ".join(known.decode() for known in self._table)
-                raise CommandError(f"unknown command '{_shown(command[0])}'; known are: {known}")
+                raise CommandError(f"unknown command '{shown(command[0])}'; known are: {known}")
             method, fewest, most = self._table[name]
-            if not session.authenticated and name not in (b"AUTH", b"HELLO", b"QUIT"):
+            if not session.authenticated and name not in _BEFORE_AUTH:
                 raise CommandError("Authentication required.", "NOAUTH")
             if not fewest <= len(command) - 1 <= most:
-                raise CommandError(f"wrong number of arguments for '{_shown(command[0])}'")
+                raise CommandError(f"wrong number of arguments for '{shown(command[0])}'")
             return method(session, command[1:])
         except Exception as error:  # noqa: BLE001  # _failed logs what nobody expected; one bad request ends no other's
             return self._failed(error)
 
+    def refusal(self, code: str, message: str) -> bytes:
+        """An error reply, counted."""
+        self.stats.errors[code] += 1
+        return resp.error(code, message)
+
+    def sections(self) -> Sections:
+        """What INFO says."""
+        return info_sections(self.stats, self._store.stats(), self._server, self.releases.shapes(), self.ready.obstacle)
+
     def _failed(self, error: BaseException) -> bytes:
-        self.stats.errors += 1
         if isinstance(error, CommandError):
-            return resp.error(error.code, str(error))
+            return self.refusal(error.code, str(error))
         if isinstance(error, StoreError):
-            return resp.error(error_code(error), str(error))
+            return self.refusal(error_code(error), str(error))
         _log.error("internal error", exc_info=error)
-        return resp.error("ERR", f"internal error: {type(error).__name__}")
+        return self.refusal("ERR", f"internal error: {type(error).__name__}")
 
     async def _guarded(self, work: Awaitable[Reply]) -> Reply:
         try:
@@ -117,97 +112,36 @@ class Commands:
     def _in_thread(self, work: Callable[[], Reply]) -> asyncio.Future[Reply]:
         return asyncio.ensure_future(self._guarded(asyncio.get_running_loop().run_in_executor(self._threads, work)))
 
-    # ---- look-ups and releases
-
     def _lookup(self, session: Session, arguments: Arguments) -> Reply | asyncio.Future[Reply]:
-        found = self.lookups.answer(arguments[0])
+        found = self._lookups.answer(arguments[0])
         return found if isinstance(found, memoryview) else asyncio.ensure_future(self._guarded(found))
 
     def _release_info(self, session: Session, arguments: Arguments) -> asyncio.Future[Reply]:
         """`TR.INFO MODEL@VERSION`, `TR.INFO MODEL` for its active release, `TR.INFO` where only one model is served."""
-        name = _text(arguments[0]) if arguments else None
+        name = text_of(arguments[0]) if arguments else None
+        release = name if name is not None and "@" in name else self.releases.told(name)
 
         def work() -> Reply:
-            if name is not None and "@" in name:
-                manifest = self._store.manifest(name)
-            else:
-                manifest = self._store.manifest(model=name)
-            self.lookups.remember(manifest)
+            manifest = self.releases.manifest(release, None if release is not None else name)
             return resp.bulk(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
         return self._in_thread(work)
 
-    def _releases(self, session: Session, arguments: Arguments) -> asyncio.Future[Reply]:
+    def _list_releases(self, session: Session, arguments: Arguments) -> asyncio.Future[Reply]:
         def work() -> Reply:
-            return resp.bulk(msgspec.json.format(msgspec.json.encode(self._store.releases()), indent=1))
+            entries = [self.releases.entry(stored) for stored in self._store.releases()]
+            return resp.bulk(msgspec.json.format(msgspec.json.encode(entries), indent=1))
 
         return self._in_thread(work)
 
-    # ---- what clients of Redis ask before they start
-
-    def _ping(self, session: Session, arguments: Arguments) -> Reply:
-        return resp.bulk(bytes(arguments[0])) if arguments else resp.simple("PONG")
-
-    def _hello(self, session: Session, arguments: Arguments) -> Reply:
-        """HELLO [2|3 [AUTH user password] [SETNAME name]]"""
-        version, name = session.version, session.name
-        if arguments:
-            if bytes(arguments[0]) not in (b"2", b"3"):
-                raise CommandError("unsupported protocol version; 2 and 3 are spoken here", "NOPROTO")
-            version = int(arguments[0])
-        options = arguments[1:]
-        while options:
-            option = bytes(options[0]).upper()
-            if option == b"AUTH" and len(options) >= 3:
-                self._check_password(session, options[2])
-                options = options[3:]
-            elif option == b"SETNAME" and len(options) >= 2:
-                name = bytes(options[1])
-                options = options[2:]
-            else:
-                raise CommandError(f"syntax error in HELLO option '{_shown(options[0])}'")
-        if not session.authenticated:
-            raise CommandError("HELLO must be called with the client already authenticated, or with AUTH", "NOAUTH")
-        session.version, session.name = version, name
-        about = {
-            "server": resp.bulk(b"torchrank-sidecar"),
-            "version": resp.bulk(str(self._server["version"]).encode()),
-            "proto": resp.integer(version),
-            "id": resp.integer(session.id),
-            "mode": resp.bulk(b"standalone"),
-            "role": resp.bulk(b"master"),
-            "modules": resp.array(()),
-        }
-        return resp.mapping(about, version)
-
-    def _auth(self, session: Session, arguments: Arguments) -> Reply:
-        self._check_password(session, arguments[-1])
-        return resp.OK
-
-    def _check_password(self, session: Session, given: bytearray) -> None:
-        if self._password is None:
-            raise CommandError("AUTH was sent, but this sidecar has no password")
-        if not hmac.compare_digest(given, self._password):
-            raise CommandError("invalid password", "WRONGPASS")
-        session.authenticated = True
+    def _ready(self, session: Session, arguments: Arguments) -> Reply:
+        if self.ready.obstacle:
+            raise CommandError(self.ready.obstacle, "NOTREADY")
+        return resp.simple("READY")
 
     def _info(self, session: Session, arguments: Arguments) -> Reply:
-        sections = info_sections(self.stats, self._store.stats(), self._server, self.lookups.releases())
-        return resp.bulk(info_text(sections, _text(arguments[0]).lower() if arguments else None).encode())
-
-    def _client(self, session: Session, arguments: Arguments) -> Reply:
-        """What redis-cli and redis-py send when they connect: SETINFO, SETNAME, ID, GETNAME."""
-        action = bytes(arguments[0]).upper()
-        if action == b"SETINFO" and len(arguments) == 3:
-            return resp.OK
-        if action == b"SETNAME" and len(arguments) == 2:
-            session.name = bytes(arguments[1])
-            return resp.OK
-        if action == b"GETNAME" and len(arguments) == 1:
-            return resp.bulk(session.name)
-        if action == b"ID" and len(arguments) == 1:
-            return resp.integer(session.id)
-        raise CommandError(f"unknown subcommand or wrong number of arguments for 'CLIENT {_shown(arguments[0])}'")
+        wanted = text_of(arguments[0]).lower() if arguments else None
+        return resp.bulk(info_text(self.sections(), wanted).encode())
 
     def _command(self, session: Session, arguments: Arguments) -> Reply:
         """COMMAND lists names and arities; of its subcommands only COUNT has an answer, the others' is empty."""
@@ -228,19 +162,3 @@ class Commands:
             )
             for name, (_, fewest, most) in self._table.items()
         )
-
-    def _quit(self, session: Session, arguments: Arguments) -> Reply:
-        session.quit = True
-        return resp.OK
-
-
-def _text(argument: bytearray) -> str:
-    try:
-        return argument.decode()
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{_shown(argument)} is not UTF-8") from error
-
-
-def _shown(argument: bytearray) -> str:
-    """An argument as it may stand in an error reply: short, printable."""
-    return argument[:64].decode("ascii", "backslashreplace").encode("unicode_escape").decode()

@@ -7,11 +7,16 @@ more is read from the socket: a peer can make the sidecar hold one frame and a f
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from embedding_store import resp
 from embedding_store.errors import ProtocolError
-from embedding_store.sidecar_commands import Commands, Reply
+from embedding_store.protocol import TOO_MANY_CLIENTS
+from embedding_store.sidecar_commands import Commands
+from embedding_store.sidecar_session import Reply
+
+if TYPE_CHECKING:
+    from embedding_store.sidecar_connections import Connections
 
 _TURN = 64  # commands of one connection before the others get theirs
 _LINGER = 1.0  # seconds for which a peer that broke the protocol may go on sending
@@ -20,10 +25,10 @@ DRAIN_QUIET = 0.05  # seconds that a connection may still bring what was under w
 
 
 class Connection(asyncio.Protocol):
-    def __init__(self, commands: Commands, parser: resp.CommandParser, open_connections: set[Connection]) -> None:
+    def __init__(self, commands: Commands, parser: resp.CommandParser, connections: Connections) -> None:
         self._commands = commands
         self._parser = parser
-        self._open = open_connections
+        self._connections = connections
         self._session = commands.session()
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
@@ -35,22 +40,26 @@ class Connection(asyncio.Protocol):
         self._drain_called = False
         self._draining = False  # the quiet time is over
         self._refused = False
+        self._active = self._loop.time()  # when something last came or went
 
     # ---- called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from asyncio's
+        if not self._connections.admit(self):
+            self._refused = True
+            self._transport.write(self._commands.refusal("ERR", TOO_MANY_CLIENTS))
+            self._transport.close()
+            return
         self._transport.set_write_buffer_limits(_WRITE_BUFFER)
-        self._open.add(self)
-        self._commands.stats.connections += 1
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._open.discard(self)
-        self._commands.stats.connections -= 1
+        self._connections.leave(self)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._active = self._loop.time()
         self._parser.feed(data)
         if not self._held:
             self._turn()
@@ -58,7 +67,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         self._ended = True
         self._close_if_done()
-        return True  # the peer may still read: what it asked is answered first
+        # The peer may still read: what it asked is answered first. Over TLS both directions end together.
+        return self._transport.get_extra_info("ssl_object") is None
 
     def pause_writing(self) -> None:
         self._full = True
@@ -83,6 +93,16 @@ class Connection(asyncio.Protocol):
         self._draining = True
         self._close_if_done()
 
+    def close_if_idle(self, before: float) -> bool:
+        """Closes where nothing came or went since `before` (loop time) and nobody waits: neither the peer for an
+        answer, nor this side for the peer to take one. Half a command that does not go on is idleness too."""
+        if self._held or self._transport.get_write_buffer_size():
+            self._active = self._loop.time()
+        elif self._active < before:
+            self._transport.close()
+            return True
+        return False
+
     def abort(self) -> None:
         self._transport.abort()
 
@@ -97,8 +117,7 @@ class Connection(asyncio.Protocol):
             try:
                 command = self._parser.next()
             except ProtocolError as error:
-                self._commands.stats.errors += 1
-                self._refuse(resp.error("PROTOCOL", str(error)))
+                self._refuse(self._commands.refusal("PROTOCOL", str(error)))
                 return
             if command is None:
                 self._close_if_done()
@@ -125,6 +144,7 @@ class Connection(asyncio.Protocol):
 
     def _answered(self, future: asyncio.Future[Reply]) -> None:
         self._waiting = False
+        self._active = self._loop.time()
         if self._transport.is_closing():
             return
         self._transport.write(future.result())

@@ -36,7 +36,9 @@ class Release:
         return {name: rng.integers(-3, len(rows) + 3, count) for name, rows in self.tables.items()}
 
 
-def make_release(version: str, seed: int, shapes: Mapping[str, tuple[int, int]] = SHAPES) -> Release:
+def make_release(
+    version: str, seed: int, shapes: Mapping[str, tuple[int, int]] = SHAPES, *, model: str = "feed"
+) -> Release:
     rng = np.random.default_rng(seed)
     tables = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
     hot = {name: rng.permutation(len(rows))[: len(rows) // 2].astype(np.int64) for name, rows in tables.items()}
@@ -47,7 +49,7 @@ def make_release(version: str, seed: int, shapes: Mapping[str, tuple[int, int]] 
         )
         for name, rows in tables.items()
     ]  # fmt: skip
-    return Release(ReleaseManifest("feed", version, "2024-06-11T00:00:00Z", tuple(infos)), tables, hot)
+    return Release(ReleaseManifest(model, version, "2024-06-11T00:00:00Z", tuple(infos)), tables, hot)
 
 
 def put(backend: Backend, release: Release) -> None:
@@ -58,5 +60,6 @@ def put(backend: Backend, release: Release) -> None:
             writer.write_hot(table, release.hot[table.name].tobytes())
             writer.mark_verified(table)
         writer.commit()
-    history = backend.history("feed")
-    backend.set_history("feed", history, (*history, release.manifest.name))
+    model = release.manifest.model
+    history = backend.history(model)
+    backend.set_history(model, history, (*history, release.manifest.name))

@@ -71,8 +71,8 @@ def test_a_reply_of_another_look_up_is_refused() -> None:
         decode_reply(payload, "feed@v1", {"item": (3, 6), "größe": (0, 5)})
     with pytest.raises(ProtocolError, match="another release than feed@v2"):
         decode_reply(payload, "feed@v2", good)
-    payload[-8] = 3
-    with pytest.raises(ProtocolError, match="status 3"):
+    payload[-8] = 4
+    with pytest.raises(ProtocolError, match="status 4"):
         decode_reply(payload, "feed@v1", good)
 
 

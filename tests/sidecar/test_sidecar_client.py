@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from embedding_store.client import SidecarClient
 from embedding_store.errors import StoreUnavailable, UnknownRelease, UnknownTable
 from embedding_store.lookup import EmbeddingLookup
 from embedding_store.open import open_backend
+from embedding_store.releases import rollback
 from tests.sidecar.random_release import make_release, put
 
 
@@ -32,6 +34,13 @@ def check(lookup: EmbeddingLookup, release, ids: dict[str, NDArray[np.int64]], *
         known = (wanted >= 0) & (wanted < len(release.tables[name]))
         np.testing.assert_array_equal(table.status[table.index] == 0, known)
         assert len(table.rows) == len(table.status) == len(np.unique(wanted))
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -108,24 +117,56 @@ def test_counters(start, release) -> None:  # type: ignore[no-untyped-def]
     assert "tables=3,rows=5937" in after["feed@v1"]
 
 
-def test_a_release_activated_meanwhile_is_answered_and_warmed(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_release_activated_meanwhile_is_told_when_it_is_warm(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     old, new = make_release("v1", 1), make_release("v2", 2)
     with open_backend(f"memmap://{tmp_path}") as backend:
         put(backend, old)
-        client = start(url=f"memmap://{tmp_path}").client()
+        client = start("--poll-seconds", "0.05", url=f"memmap://{tmp_path}").client()
         check(client, old, {"item": np.arange(10)})
         put(backend, new)
-    assert client.manifest(model="feed") == new.manifest
+        check(client, new, {"item": np.arange(10)})  # who names a release is answered, warm or not
+        until(lambda: client.manifest(model="feed") == new.manifest, "feed@v2 is told")
+        assert [(entry.release, entry.active, entry.warm) for entry in client.releases()] == [
+            ("feed@v1", False, True),
+            ("feed@v2", True, True),
+        ]
+        assert "active=1,warm=1" in client.info()["feed@v2"]
+        before = client.info()
+        check(client, new, dict(new.hot))
+        assert client.info()["cache_misses"] == before["cache_misses"]
+        check(client, old, {"item": np.arange(10)})
+        rollback(backend, "feed")
+        until(lambda: client.manifest() == old.manifest, "feed@v1 is told again")
+
+
+def test_a_release_is_not_told_while_nobody_looks(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    old, new = make_release("v1", 1), make_release("v2", 2)
+    with open_backend(f"memmap://{tmp_path}") as backend:
+        put(backend, old)
+        client = start("--poll-seconds", "0", url=f"memmap://{tmp_path}").client()
+        put(backend, new)
+    assert client.manifest(model="feed") == old.manifest
+    assert [(entry.active, entry.warm) for entry in client.releases()] == [(True, True), (False, False)]
     check(client, new, {"item": np.arange(10)})
-    deadline = time.monotonic() + 20
-    while "warmed_rows=0" in client.info()["feed@v2"]:
-        assert time.monotonic() < deadline, "feed@v2 was not warmed"
-        time.sleep(0.02)
-    before = client.info()
-    check(client, new, dict(new.hot))
-    after = client.info()
-    assert after["cache_misses"] == before["cache_misses"]
-    check(client, old, {"item": np.arange(10)})
+
+
+def test_several_models_at_once(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Each answered from its own tables; a model that comes while the sidecar runs is told like the first ones."""
+    feed, shop, ads = (make_release("v1", seed, model=model) for seed, model in enumerate(("feed", "shop", "ads")))
+    with open_backend(f"memmap://{tmp_path}") as backend:
+        put(backend, feed)
+        put(backend, shop)
+        process = start("--poll-seconds", "0.05", url=f"memmap://{tmp_path}")
+        client = process.client()
+        put(backend, ads)
+    assert "feed@v1, shop@v1; warmed 5,936 rows" in process.ready
+    until(lambda: "active=1" in client.info().get("ads@v1", ""), "ads@v1 is told")
+    rng = np.random.default_rng(8)
+    for release in (feed, shop, ads) * 3:
+        check(client, release, release.random_ids(rng, 100))
+        assert client.manifest(model=release.manifest.model) == release.manifest
+    with pytest.raises(UnknownRelease, match=r"several active releases, name one: ads@v1, feed@v1, shop@v1"):
+        client.manifest()
 
 
 def test_a_large_request_takes_a_thread(start, release) -> None:  # type: ignore[no-untyped-def]

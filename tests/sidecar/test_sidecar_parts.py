@@ -14,8 +14,9 @@ from embedding_store.lookup import LookupReply
 from embedding_store.memmap import MemmapBackend
 from embedding_store.memory import MemoryStore
 from embedding_store.served import ServedStore
+from embedding_store.sidecar_info import info_text
 from embedding_store.sidecar_socket import parse_listen
-from embedding_store.sidecar_stats import LatencyHistogram, info_text
+from embedding_store.sidecar_stats import LatencyHistogram
 from embedding_store.store import EmbeddingStore
 
 

@@ -1,0 +1,37 @@
+"""How a sidecar is to be run; `torchrank sidecar --help` says the same in words."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+
+Endpoint = tuple[str, int]  # host, port; port 0 takes a free one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SidecarOptions:
+    """Raises ValueError where they contradict each other."""
+
+    socket: Path | None = None
+    socket_mode: int = 0o660
+    listen: Endpoint | None = None
+    tls: ssl.SSLContext | None = None  # for `listen`; `sidecar_tls.server_context` makes one
+    metrics: Endpoint | None = None
+    password: str | None = field(default=None, repr=False)
+    threads: int = 8  # look-ups that may wait for a network at the same time
+    max_frame: int = 16 << 20  # bytes of one command, and of one reply
+    max_connections: int = 512
+    idle_seconds: float = 300.0  # after which a connection that says nothing is closed, 0 for never
+    drain_seconds: float = 5.0  # after which connections that are still busy are cut
+    poll_seconds: float = 2.0  # between two looks for newly activated releases, 0 for never
+    max_degraded_share: float = 0.5  # above it the sidecar is not ready
+
+    def __post_init__(self) -> None:
+        if self.socket is None and self.listen is None:
+            raise ValueError("a sidecar needs a socket path or HOST:PORT to listen on; neither was given")
+
+    @property
+    def guarded(self) -> bool:
+        """Whether who reaches the port needs more than that."""
+        return self.password is not None or (self.tls is not None and self.tls.verify_mode == ssl.CERT_REQUIRED)
