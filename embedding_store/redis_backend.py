@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+import threading
+from contextlib import AbstractContextManager
+from typing import cast
 
 import msgspec
 import numpy as np
 import redis
 from numpy.typing import NDArray
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from embedding_store.backend import Backend, History, ReleaseWriter, Unfinished, conflict, moved, namespace
 from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.codec import check_name
-from embedding_store.errors import StoreError, StoreUnavailable, UnknownRelease
+from embedding_store.errors import UnknownRelease
+from embedding_store.redis_control import connect, errors
 from embedding_store.redis_keys import Record, control_key, decode_record, page_key
 from embedding_store.redis_read import RedisReader
 from embedding_store.redis_url import RedisAddress
@@ -37,11 +36,20 @@ class RedisBackend(Backend):
         self._address = address
         self._records: dict[str, Record] = {}
         self._reader = RedisReader(address)
-        self.control = _control(address)
+        self._control: redis.Redis | None = None
+        self._lock = threading.Lock()
 
     @property
     def address(self) -> str:
         return str(self._address)
+
+    @property
+    def control(self) -> redis.Redis:
+        """Made when first asked for, inside `errors`: a cluster's client connects at once."""
+        with self._lock:
+            if self._control is None:
+                self._control = connect(self._address)
+            return self._control
 
     def key(self, *parts: object) -> str:
         return control_key(self.prefix, *parts)
@@ -118,7 +126,8 @@ class RedisBackend(Backend):
 
     def close(self) -> None:
         self._reader.close()
-        self.control.close()
+        if self._control is not None:
+            self._control.close()
 
     def _record(self, release: str) -> Record:
         known = self._records.get(release)
@@ -135,42 +144,8 @@ class RedisBackend(Backend):
     def _decode(self, release: str, value: bytes) -> Record:
         return decode_record(self.address, release, value)
 
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Turns what redis-py raises into this package's errors; none of them repeats credentials."""
-        try:
-            yield
-        except redis.AuthenticationError as error:
-            raise StoreUnavailable(f"{self.address} refused the credentials: {error}") from error
-        except redis.TimeoutError as error:
-            raise StoreUnavailable(f"{self.address} did not answer within {self._address.timeout:g} s") from error
-        except redis.BusyLoadingError as error:
-            raise StoreUnavailable(f"{self.address} is still loading its data") from error
-        except redis.ConnectionError as error:
-            raise StoreUnavailable(f"{self.address} cannot be reached: {error}") from error
-        except redis.OutOfMemoryError as error:
-            raise StoreUnavailable(f"{self.address} has no memory left for writing: {error}") from error
-        except redis.RedisError as error:
-            raise StoreError(f"{self.address} answered: {error}") from error
-
-
-def _control(address: RedisAddress) -> redis.Redis:
-    """One retry over a new connection, for those that the server closed while idle; none after a timeout."""
-    where: dict[str, Any] = {"host": address.host, "port": address.port, "ssl": address.tls}
-    if address.tls and address.ca_file:
-        where["ssl_ca_certs"] = address.ca_file
-    if address.socket is not None:
-        where = {"unix_socket_path": address.socket}
-    return redis.Redis(
-        **where,
-        db=address.db,
-        username=address.username,
-        password=address.password,
-        socket_timeout=address.timeout,
-        socket_connect_timeout=address.timeout,
-        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-        protocol=2,
-    )
+    def errors(self) -> AbstractContextManager[None]:
+        return errors(self._address)
 
 
 def _history(value: bytes | None) -> History:
