@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 import torchrank
+from embedding_store.access_counts import count_groups, write_counts
 from embedding_store.pages import PageWriter
 from embedding_store.release import Codec, TableInfo
 from export.bundle import Golden, Manifest, Variant, sha256, write_manifest
@@ -104,7 +105,7 @@ class _Export:
     def _write_tables(self, needed: dict[str, NeededRows]) -> tuple[TableInfo, ...]:
         saved = CheckpointTables(self.checkpoint)
         _check_tables(self.checkpoint, saved, self.schema)
-        counts = count_ids(self._train_loader(), self.schema, self.options.counted_rows)
+        counts, requests = count_ids(self._train_loader(), self.schema, self.options.counted_rows)
         tables = []
         for table in self.schema.tables:
             with PageWriter(self.folder / "tables", table.name, self.options.row_codec, table.dim) as writer:
@@ -113,7 +114,9 @@ class _Export:
                     writer.append(chunk)
                     needed[table.name].take(first_id, chunk)
                     first_id += len(chunk)
-                tables.append(writer.finish(hot_ids=hottest(counts[table.name], self.options.hot_ids)))
+                reads, asked = counts[table.name].reads, counts[table.name].asked
+                tables.append(writer.finish(hot_ids=hottest(reads, self.options.hot_ids)))
+            write_counts(self.folder / "tables", table.name, count_groups(asked, reads, requests))
             self.tell(f"table {table.name}: {table.rows} rows of dim {table.dim}, {self.options.row_codec}")
         return tuple(tables)
 

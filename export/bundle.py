@@ -2,7 +2,8 @@
 
 manifest.json      this file's `Manifest`
 model.onnx, …      one file per variant
-tables/NAME.pages  encoded rows (layout: embedding_store/release.py); tables/NAME.hot  the most frequent ids
+tables/NAME.pages  encoded rows (layout: embedding_store/release.py); tables/NAME.hot  the most frequent ids;
+tables/NAME.counts how unevenly the training data read the rows (embedding_store/access_counts.py)
 golden.jsonl       one `Golden` a line: a raw request and the scores the trainer gave it
 """
 
