@@ -8,15 +8,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_store.batch import IdBatch
 from embedding_store.errors import InvalidRelease, UnknownRelease
 from embedding_store.lookup import ABSENT, FOUND, LookupReply, TableRows
-from embedding_store.release import ReleaseEntry, ReleaseManifest
+from embedding_store.release import ReleaseEntry, ReleaseManifest, TableInfo
 from embedding_store.served import ServedLookup, ServedStats
 
 
 class _Release(NamedTuple):
     manifest: ReleaseManifest
     tables: dict[str, NDArray[np.uint8]]  # [rows + 1, row_bytes]: the last is the default row
+
+    def rows(self, table: TableInfo, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Encoded rows uint8 [n, row_bytes] and their status uint8 [n]."""
+        known = (ids >= 0) & (ids < table.rows)
+        return self.tables[table.name][np.where(known, ids, table.rows)], np.where(known, FOUND, ABSENT).astype(
+            np.uint8
+        )
 
 
 class MemoryStore(ServedLookup):
@@ -51,19 +59,28 @@ class MemoryStore(ServedLookup):
         self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
     ) -> LookupReply:
         """`timeout` has no effect: nothing here waits."""
-        return self.begin(release, ids)
-
-    def begin(self, release: str, ids: Mapping[str, NDArray[np.int64]]) -> LookupReply:
         found = self._release(release)
         answer = {}
         for name, wanted in ids.items():
-            rows = found.manifest.table(name).rows
-            known = (wanted >= 0) & (wanted < rows)
-            status = np.where(known, FOUND, ABSENT).astype(np.uint8)
-            answer[name] = TableRows(
-                found.tables[name][np.where(known, wanted, rows)], status, np.arange(len(wanted), dtype=np.int64)
-            )
+            rows, status = found.rows(found.manifest.table(name), wanted)
+            answer[name] = TableRows(rows, status, np.arange(len(wanted), dtype=np.int64))
         return LookupReply(release, answer)
+
+    def begin(
+        self,
+        release: str,
+        batch: IdBatch,
+        out: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        status: NDArray[np.uint8],
+    ) -> None:
+        found = self._release(release)
+        first = 0
+        for table, count, start in zip(batch.tables.tolist(), batch.counts.tolist(), starts.tolist(), strict=True):
+            rows, statuses = found.rows(found.manifest.tables[table], batch.ids[first : first + count])
+            out[start : start + rows.size] = rows.reshape(-1)
+            status[first : first + count] = statuses
+            first += count
 
     def releases(self) -> Sequence[ReleaseEntry]:
         entries = []

@@ -141,9 +141,11 @@ def mapping(items: dict[str, bytes], version: int) -> bytes:
 
 
 def bulk_buffer(length: int) -> tuple[memoryview, NDArray[np.uint8]]:
-    """A bulk string to be filled in: the whole of it, and the view of its content, uint8 [length]."""
+    """A bulk string to be filled in: the whole of it, and the view of its content, uint8 [length], at a multiple of 8
+    bytes."""
     prefix = b"$%d\r\n" % length
-    whole = np.empty(len(prefix) + length + 2, np.uint8)
+    skipped = -len(prefix) % 8  # numpy's memory begins at a multiple of 16
+    whole = np.empty(skipped + len(prefix) + length + 2, np.uint8)[skipped:]
     whole[: len(prefix)] = np.frombuffer(prefix, np.uint8)
     whole[-2:] = (13, 10)
     return whole.data, whole[len(prefix) : -2]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.backend import NodeStats
+from embedding_store.batch import IdBatch
 from embedding_store.cache import TableStats
 from embedding_store.lookup import EmbeddingLookup, LookupReply
 from embedding_store.memmap import MemmapBackend
@@ -25,7 +25,7 @@ QUICK = 0.002  # seconds; some hundred misses that are in the page cache take a 
 _AVERAGED = 8  # fetches, roughly
 
 # What is left of a look-up: takes the seconds it may last (None: no limit), raises StoreUnavailable.
-Remainder = Callable[[float | None], LookupReply]
+Remainder = Callable[[float | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,19 @@ class ServedLookup(EmbeddingLookup):
     def stats(self) -> ServedStats: ...
 
     @abstractmethod
-    def begin(self, release: str, ids: Mapping[str, NDArray[np.int64]]) -> LookupReply | Remainder:
+    def begin(
+        self,
+        release: str,
+        batch: IdBatch,
+        out: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        status: NDArray[np.uint8],
+    ) -> Remainder | None:
         """A look-up whose `manifest` was read before, as far as it goes without waiting for a network.
 
-        The answer, where that is all of it; else the rest, to be called in a thread that may wait.
-        Raises UnknownRelease, UnknownTable.
+        Rows of the k-th table of the batch go to `out` from starts[k] on, one per id as they come, repeated ones too;
+        status has one byte per id. None where everything is written; else the rest, to be called in a thread that may
+        wait. Raises UnknownRelease.
         """
 
 
@@ -89,13 +97,40 @@ class ServedStore(ServedLookup):
     ) -> LookupReply:
         return self._store.lookup(release, ids, timeout=timeout)
 
-    def begin(self, release: str, ids: Mapping[str, NDArray[np.int64]]) -> LookupReply | Remainder:
+    def begin(
+        self,
+        release: str,
+        batch: IdBatch,
+        out: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        status: NDArray[np.uint8],
+    ) -> Remainder | None:
+        manifest = self._store.manifest(release)
+        ids = (
+            {
+                manifest.tables[table].name: some
+                for table, some in zip(
+                    batch.tables.tolist(), np.split(batch.ids, np.cumsum(batch.counts)[:-1]), strict=True
+                )
+            }
+            if len(batch.tables)
+            else {}
+        )
         probed = self._store.probe(release, ids)
-        if not probed.missing:
-            return self._store.complete(probed)
-        if self._mapped and self._fetch_seconds < QUICK:
-            return self._complete(probed, None)
-        return functools.partial(self._complete, probed)
+
+        def rest(timeout: float | None) -> None:
+            reply = self._complete(probed, timeout)
+            first = 0
+            for start, table in zip(starts.tolist(), reply.tables.values(), strict=True):
+                rows = table.rows[table.index]
+                out[start : start + rows.size] = rows.reshape(-1)
+                status[first : first + len(rows)] = table.status[table.index]
+                first += len(rows)
+
+        if not probed.missing or (self._mapped and self._fetch_seconds < QUICK):
+            rest(None)
+            return None
+        return rest
 
     def _complete(self, probed: Probed, timeout: float | None) -> LookupReply:
         began = time.perf_counter()

@@ -1,36 +1,52 @@
-"""TR.LOOKUP in the sidecar: at once in the event loop where that is quick, else in a thread."""
+"""TR.LOOKUP in the sidecar: rows go from the cache straight into the reply's frame, at once in the event loop where
+that is quick, else in a thread."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from embedding_store import resp
+from embedding_store.batch import IdBatch
 from embedding_store.errors import ProtocolError, StoreUnavailable
-from embedding_store.lookup import ABSENT, STALE, UNAVAILABLE, LookupReply
-from embedding_store.protocol import LookupRequest, decode_request, reply_bytes, status_of, write_reply
+from embedding_store.lookup import ABSENT, STALE, UNAVAILABLE
+from embedding_store.protocol import LookupRequest, ReplyLayout, decode_request, request_names
 from embedding_store.release import ReleaseManifest
 from embedding_store.served import Remainder, ServedLookup
 from embedding_store.sidecar_releases import ServedReleases
 from embedding_store.sidecar_stats import SidecarStats
 
-# Larger requests (32,768 ids, some 5 ms) take a thread whatever they hit: the kernels there leave the loop alone.
+# Larger requests (32,768 ids) take a thread whatever they hit: the kernels there leave the loop alone.
 _LARGE = 256 << 10
+_MOST_PLANS = 1024  # kept; each for one list of tables, of which services have a few
+_LONGEST_KEY = 16 << 10  # bytes: longer lists of names are worked out each time
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What follows from the names in a request. tables: int64 [t], places in the manifest."""
+
+    release: str
+    tables: NDArray[np.int64]
+    layout: ReplyLayout
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """An encoded reply, and what it counts for."""
+    """A reply under way. whole: what is sent; status: uint8 [n], the part of it that is counted."""
 
-    reply: memoryview
-    ids: int
-    absent: int
-    unavailable: int
-    stale: int
+    plan: _Plan
+    batch: IdBatch
+    whole: memoryview
+    out: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    status: NDArray[np.uint8]
 
 
 class Lookups:
@@ -43,75 +59,103 @@ class Lookups:
         stats: SidecarStats,
     ) -> None:
         self._store = store
+        self._releases = releases
         self._threads = threads
         self._max_frame = max_frame
         self._stats = stats
-        self._releases = releases
+        self._plans: dict[bytes, _Plan] = {}
 
     def answer(self, frame: bytearray) -> memoryview | Coroutine[None, None, memoryview]:
         """The reply, or the wait for it. Both raise what EmbeddingLookup.lookup raises, and ProtocolError."""
         began = time.perf_counter()
         request = decode_request(frame)
-        manifest = self._releases.manifests.get(request.release)
-        remainder: Remainder = functools.partial(self._from_the_start, request)
-        if manifest is not None and len(frame) <= _LARGE:
-            self._check(request, manifest)
-            found = self._store.begin(request.release, request.ids)
-            if isinstance(found, LookupReply):
-                return self._count(_encode(found), began)
-            remainder = found
-        self._stats.offloaded += 1
-        self._stats.waiting += 1
-        return self._in_thread(request, remainder, began)
+        plan = self._plans.get(request.key) or self._known_plan(request)
+        if plan is None or len(frame) > _LARGE:
+            return self._in_thread(request, began, None, None)
+        answer = self._prepared(plan, request)
+        remainder = self._begin(answer)
+        if remainder is None:
+            self._count(answer, began)
+            return answer.whole
+        return self._in_thread(request, began, answer, remainder)
 
-    def _from_the_start(self, request: LookupRequest, timeout: float | None) -> LookupReply:
-        manifest = self._releases.manifest(request.release)
-        self._check(request, manifest)
-        return self._store.lookup(request.release, request.ids, timeout=timeout)
+    def _known_plan(self, request: LookupRequest) -> _Plan | None:
+        """None where the release's manifest has to be read first."""
+        release, tables = request_names(request)
+        manifest = self._releases.manifests.get(release)
+        return None if manifest is None else self._make_plan(request.key, manifest, tables)
 
-    async def _in_thread(self, request: LookupRequest, remainder: Remainder, began: float) -> memoryview:
+    def _make_plan(self, key: bytes, manifest: ReleaseManifest, tables: tuple[str, ...]) -> _Plan:
+        """Raises UnknownTable."""
+        row_bytes = [manifest.table(table).row_bytes for table in tables]
+        places = np.array([manifest.places[table] for table in tables], np.int64)
+        plan = _Plan(manifest.name, places, ReplyLayout(manifest.name, row_bytes))
+        if len(key) <= _LONGEST_KEY:
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
+    def _prepared(self, plan: _Plan, request: LookupRequest) -> _Answer:
+        places = plan.layout.places(request.counts)
+        if places.bytes > self._max_frame:
+            raise ProtocolError(
+                f"the reply would have {places.bytes} bytes; at most {self._max_frame} are sent in one frame"
+            )
+        whole, out = resp.bulk_buffer(places.bytes)
+        status = plan.layout.prepare(out, request.counts, places)
+        return _Answer(plan, IdBatch(plan.tables, request.counts, request.ids), whole, out, places.starts, status)
+
+    def _begin(self, answer: _Answer) -> Remainder | None:
+        return self._store.begin(answer.plan.release, answer.batch, answer.out, answer.starts, answer.status)
+
+    async def _in_thread(
+        self, request: LookupRequest, began: float, answer: _Answer | None, remainder: Remainder | None
+    ) -> memoryview:
+        """answer and remainder: what was begun in the loop, None where nothing was."""
+
         def work() -> _Answer:
-            return _encode(remainder(_left(request, began)))
+            if answer is not None and remainder is not None:
+                remainder(_left(request, began))
+                return answer
+            return self._from_the_start(request, began)
 
+        stats = self._stats
+        stats.offloaded += 1
+        stats.waiting += 1
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            done = await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except StoreUnavailable:
-            self._stats.degraded.record(asked := sum(map(len, request.ids.values())), asked)
+            stats.degraded.record(len(request.ids), len(request.ids))
             raise
         finally:
-            self._stats.waiting -= 1
+            stats.waiting -= 1
             if request.timeout is not None and time.perf_counter() - began > request.timeout:
-                self._stats.late += 1
-        return self._count(answer, began)
+                stats.late += 1
+        self._count(done, began)
+        return done.whole
 
-    def _check(self, request: LookupRequest, manifest: ReleaseManifest) -> None:
-        widths = {table.name: table.row_bytes for table in manifest.tables}
-        if not request.ids.keys() <= widths.keys():
-            for table in request.ids:
-                manifest.table(table)  # raises UnknownTable for one of them
-        size = reply_bytes(request.release, [(len(ids), widths[table]) for table, ids in request.ids.items()])
-        if size > self._max_frame:
-            raise ProtocolError(f"the reply would have {size} bytes; at most {self._max_frame} are sent in one frame")
+    def _from_the_start(self, request: LookupRequest, began: float) -> _Answer:
+        plan = self._plans.get(request.key)
+        if plan is None:
+            release, tables = request_names(request)
+            plan = self._make_plan(request.key, self._releases.manifest(release), tables)
+        answer = self._prepared(plan, request)
+        remainder = self._begin(answer)
+        if remainder is not None:
+            remainder(_left(request, began))
+        return answer
 
-    def _count(self, answer: _Answer, began: float) -> memoryview:
-        stats = self._stats
+    def _count(self, answer: _Answer, began: float) -> None:
+        stats, status = self._stats, answer.status.tobytes()
+        absent, unavailable, stale = status.count(ABSENT), status.count(UNAVAILABLE), status.count(STALE)
         stats.lookups += 1
-        stats.ids += answer.ids
-        stats.absent += answer.absent
-        stats.unavailable += answer.unavailable
-        stats.stale += answer.stale
-        stats.degraded.record(answer.ids, answer.unavailable + answer.stale)
+        stats.ids += len(status)
+        stats.absent += absent
+        stats.unavailable += unavailable
+        stats.stale += stale
+        stats.degraded.record(len(status), unavailable + stale)
         stats.latency.record(time.perf_counter() - began)
-        return answer.reply
-
-
-def _encode(found: LookupReply) -> _Answer:
-    shapes = [(len(table.index), table.rows.shape[1]) for table in found.tables.values()]
-    whole, payload = resp.bulk_buffer(reply_bytes(found.release, shapes))
-    write_reply(found, payload)
-    asked = sum(count for count, _ in shapes)
-    status = status_of(payload, asked).tobytes()
-    return _Answer(whole, asked, status.count(ABSENT), status.count(UNAVAILABLE), status.count(STALE))
 
 
 def _left(request: LookupRequest, began: float) -> float | None:

@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from embedding_store import resp
-from embedding_store.protocol import decode_reply, encode_request
+from embedding_store.protocol import ReplyLayout, encode_request
 from embedding_store.release import ReleaseManifest
 
 
@@ -54,10 +54,9 @@ def test_redis_cli(sidecar, release) -> None:  # type: ignore[no-untyped-def]
 def test_redis_py_looks_up(connected, release) -> None:  # type: ignore[no-untyped-def]
     ids = release.random_ids(np.random.default_rng(11), 300)
     payload = connected.execute_command("TR.LOOKUP", encode_request("feed@v1", ids))
-    widths = {table.name: table.row_bytes for table in release.manifest.tables}
-    decoded = decode_reply(np.frombuffer(payload, np.uint8), "feed@v1", {name: (300, widths[name]) for name in ids})
-    for name, wanted in ids.items():
-        rows, status = decoded[name]
+    layout = ReplyLayout("feed@v1", [release.manifest.table(name).row_bytes for name in ids])
+    decoded = layout.read(np.frombuffer(payload, np.uint8), np.array([300] * len(ids)))
+    for (name, wanted), (rows, status) in zip(ids.items(), decoded, strict=True):
         np.testing.assert_array_equal(rows.view(np.float16), release.expected(name, wanted))
         np.testing.assert_array_equal(status == 1, (wanted < 0) | (wanted >= len(release.tables[name])))
 

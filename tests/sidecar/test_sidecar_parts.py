@@ -7,13 +7,13 @@ import time
 import numpy as np
 import pytest
 
+from embedding_store.batch import IdBatch
 from embedding_store.byte_sizes import parse_size
-from embedding_store.client_connection import parse_address
+from embedding_store.client_address import parse_address
 from embedding_store.errors import InvalidRelease, InvalidStoreURL, UnknownRelease, UnknownTable
-from embedding_store.lookup import LookupReply
 from embedding_store.memmap import MemmapBackend
 from embedding_store.memory import MemoryStore
-from embedding_store.served import ServedStore
+from embedding_store.served import Remainder, ServedStore
 from embedding_store.sidecar_info import info_text
 from embedding_store.sidecar_socket import parse_listen
 from embedding_store.sidecar_stats import LatencyHistogram
@@ -73,8 +73,11 @@ def test_client_addresses() -> None:
     assert parse_address("/run/x.sock").path == parse_address("unix:///run/x.sock").path == "/run/x.sock"
     tcp = parse_address("tcp://[::1]:7070")
     assert (tcp.host, tcp.port, tcp.path) == ("::1", 7070, "")
-    for text in ("", "unix://", "tcp://host", "tcp://:1", "tcp://host:0", "http://host:1"):
-        with pytest.raises(InvalidStoreURL, match="accepted: unix:///PATH, tcp://HOST:PORT or a path"):
+    for text in ("", "unix://", "tcp://host", "tcp://:1", "tcp://host:0", "http://host:1", "tcp://host:1?ca_file=x"):
+        with pytest.raises(
+            InvalidStoreURL,
+            match=r"accepted: unix:///PATH, tcp://HOST:PORT, tls://HOST:PORT\[\?OPTION=FILE&…\] or a path",
+        ):
             parse_address(text)
 
 
@@ -119,16 +122,30 @@ class SlowDisk(MemmapBackend):
 def test_a_slow_disk_is_waited_for_in_threads_and_a_quick_one_is_not(store_url: str) -> None:
     backend = SlowDisk(store_url.removeprefix("memmap://"))
     with ServedStore(EmbeddingStore(backend)) as served:  # no cache: every look-up fetches
-        ids = {"item": np.arange(10)}
-        served.lookup("feed@v1", ids)  # compiles
-        assert isinstance(served.begin("feed@v1", ids), LookupReply)
-        backend.seconds = 0.03
-        for _ in range(20):
-            found = served.begin("feed@v1", ids)
-        assert not isinstance(found, LookupReply)
+        ids = np.arange(10)
+        batch = IdBatch(np.array([0]), np.array([10]), ids)
+        out, starts = np.empty(10 * served.manifest("feed@v1").tables[0].row_bytes, np.uint8), np.array([0])
+
+        def begin() -> Remainder | None:
+            return served.begin("feed@v1", batch, out, starts, np.empty(10, np.uint8))
+
+        begin()  # compiles
         backend.seconds = 0.0
         for _ in range(100):
-            if not isinstance(found, LookupReply):
-                np.testing.assert_array_equal(found(1.0).tables["item"].status, 0)
-            found = served.begin("feed@v1", ids)
-        assert isinstance(found, LookupReply)
+            remainder = begin()
+            if remainder is not None:
+                remainder(1.0)
+        assert begin() is None
+        backend.seconds = 0.03
+        for _ in range(20):
+            remainder = begin()
+        assert remainder is not None
+        backend.seconds = 0.0
+        expected = served.lookup("feed@v1", {"item": ids}).tables["item"].rows.tobytes()
+        for _ in range(100):
+            out[:] = 0
+            remainder = begin()
+            if remainder is not None:
+                remainder(1.0)
+            assert out.tobytes() == expected
+        assert begin() is None

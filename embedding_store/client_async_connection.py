@@ -1,0 +1,92 @@
+"""One connection from an event loop to a sidecar: one exchange at a time. Who awaits it sets the time limit."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_store.client_address import Address
+from embedding_store.client_calls import Exchange
+from embedding_store.client_reply import ErrorReplyError, ReplyReader
+from embedding_store.errors import ProtocolError
+
+
+class AsyncConnection(asyncio.BufferedProtocol):
+    """Raises OSError from `exchange`; who uses it says what that means.
+
+    usable: whether the last exchange came to its end, be it an error reply. A late answer would be taken for the next.
+    """
+
+    def __init__(self) -> None:
+        self.usable = False
+        self._transport: asyncio.Transport
+        self._reply = ReplyReader()  # for what a sidecar says unasked: why it turns a connection away
+        self._whole: asyncio.Future[None] | None = None
+        self._end: Exception | None = None  # why nothing more can be asked
+
+    async def exchange(self, exchange: Exchange, seconds: float) -> NDArray[np.uint8]:
+        """The reply's content, uint8 [n]. seconds: what the sidecar is told that it has.
+
+        Raises ErrorReplyError and ProtocolError, too.
+        """
+        self.usable = False
+        if self._end is not None:
+            raise self._end
+        self._reply = ReplyReader(exchange.length)
+        self._whole = asyncio.get_running_loop().create_future()
+        self._transport.writelines(exchange.request(seconds))
+        await self._whole
+        self.usable = self._end is None
+        return self._reply.content()
+
+    def close(self) -> None:
+        self.usable = False
+        self._transport.abort()  # nothing is left to be said
+
+    # ---- called by asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from asyncio's
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reply.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            whole = self._reply.received(nbytes)
+        except ProtocolError as error:
+            self._fail(error)
+            self._transport.abort()
+            return
+        if whole and self._whole is not None and not self._whole.done():
+            self._whole.set_result(None)
+        elif whole:
+            self._fail(self._last_words())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fail(error or ConnectionResetError("the sidecar closed the connection"))
+
+    def _last_words(self) -> Exception:
+        try:
+            found = self._reply.content().tobytes()[:40]
+        except ErrorReplyError as error:
+            return error
+        return ProtocolError(f"the sidecar sent {found!r} unasked")
+
+    def _fail(self, error: Exception) -> None:
+        self._end = self._end or error
+        self.usable = False
+        if self._whole is not None and not self._whole.done():
+            self._whole.set_exception(self._end)
+
+
+async def connect(address: Address) -> AsyncConnection:
+    loop = asyncio.get_running_loop()
+    if address.path:
+        _, connection = await loop.create_unix_connection(AsyncConnection, address.path)
+    else:
+        _, connection = await loop.create_connection(AsyncConnection, address.host, address.port, ssl=address.tls)
+    return connection
