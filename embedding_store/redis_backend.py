@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -11,7 +12,7 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 
-from embedding_store.backend import Backend, History, ReleaseWriter, Unfinished, conflict, moved, namespace
+from embedding_store.backend import Backend, History, NodeStats, ReleaseWriter, Unfinished, conflict, moved, namespace
 from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.codec import check_name
 from embedding_store.errors import UnknownRelease
@@ -110,6 +111,9 @@ class RedisBackend(Backend):
 
     def fetch(self, release: str, batch: IdBatch, *, timeout: float | None = None) -> FetchedRows:
         return self._reader.fetch(self._record(release), batch, timeout=timeout)
+
+    def nodes(self) -> Sequence[NodeStats]:
+        return self._reader.nodes()
 
     def hot_ids(self, release: str, table: str) -> NDArray[np.int64]:
         record = self._record(release)

@@ -1,37 +1,29 @@
-"""The read path to Redis: GETRANGE commands written by a kernel, on a plain socket, read by hiredis, under a deadline.
+"""What goes over the wire to a Redis node, by kernels: commands that ask for pages, replies read straight into rows.
 
-redis-py packs a pipeline of 10,000 GETRANGE eight times slower than the server answers it, and has no deadline for a
-whole pipeline; control and publishing go through it all the same (`redis_backend.py`).
+A fetch is k commands, each for one page and the rows wanted of it (arrays of `redis_fetch.PageFetch`); a node gets some
+of them, `commands` int64 [m], in that order. `GETRANGE <key> <first byte> <last byte>` asks for one row.
+
+redis-py packs a pipeline of 10,000 GETRANGE eight times slower than the server answers it, and every reply it gives is
+a Python object; here nothing is done per row outside of a kernel.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import ssl
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
-
-import hiredis
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-from embedding_store.errors import StoreUnavailable
-from embedding_store.redis_url import RedisAddress
+# columns of `geometry`, int64 [tables, 3]
+ROWS, PAGE_ROWS, ROW_BYTES = 0, 1, 2
+# outcome of a command
+WAITING, ANSWERED, LOST, REFUSED = 0, 1, 2, 3  # LOST: the page is missing or too short; REFUSED: an error reply
 
-Batch = tuple[bytes | memoryview, int]  # commands, and how many they are
-
-_RECEIVE_BYTES = 1 << 18
-_MOST_DIGITS = 20
-_FIXED = np.frombuffer(b"*4\r\n$8\r\nGETRANGE\r\n", np.uint8)
+LONGEST_COMMAND = 256  # bytes, without the key's prefix
+_GETRANGE = np.frombuffer(b"*4\r\n$8\r\nGETRANGE\r\n", np.uint8)
+_ASKING = np.frombuffer(b"*1\r\n$6\r\nASKING\r\n", np.uint8)
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _digits(number: int) -> int:
+def _digits(number):  # type: ignore[no-untyped-def]
     count = 1
     while number >= 10:
         number //= 10
@@ -39,202 +31,147 @@ def _digits(number: int) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
-def _put_number(buffer, at, number):  # type: ignore[no-untyped-def]
-    """Decimal without leading zeros: Redis refuses padded offsets."""
-    end = at + _digits(number)
-    for place in range(end - 1, at - 1, -1):
-        buffer[place] = 48 + number % 10
-        number //= 10
-    return end
-
-
-@njit(cache=True, nogil=True)
-def _put_end(buffer, at):  # type: ignore[no-untyped-def]
-    buffer[at] = 13
-    buffer[at + 1] = 10
-    return at + 2
-
-
-@njit(cache=True, nogil=True)
-def _put_length(buffer, at, length):  # type: ignore[no-untyped-def]
-    buffer[at] = 36  # $
-    return _put_end(buffer, _put_number(buffer, at + 1, length))
-
-
-@njit(cache=True, nogil=True)
-def _put_argument(buffer, at, number):  # type: ignore[no-untyped-def]
-    at = _put_length(buffer, at, _digits(number))
-    return _put_end(buffer, _put_number(buffer, at, number))
-
-
-@njit(cache=True, nogil=True)
-def _encode(fixed, prefix, ids, page_rows, row_bytes, buffer):  # type: ignore[no-untyped-def]
-    at = 0
-    for i in range(len(ids)):
-        page = ids[i] // page_rows
-        start = (ids[i] % page_rows) * row_bytes
-        for byte in fixed:
-            buffer[at] = byte
-            at += 1
-        at = _put_length(buffer, at, len(prefix) + _digits(page))
-        for byte in prefix:
-            buffer[at] = byte
-            at += 1
-        at = _put_end(buffer, _put_number(buffer, at, page))
-        at = _put_argument(buffer, at, start)
-        at = _put_argument(buffer, at, start + row_bytes - 1)
+@njit(cache=True, nogil=True, inline="always")
+def _put(buffer, at, content):  # type: ignore[no-untyped-def]
+    for byte in content:
+        buffer[at] = byte
+        at += 1
     return at
 
 
-def encode_getrange(prefix: bytes, ids: NDArray[np.int64], page_rows: int, row_bytes: int) -> memoryview:
-    """One `GETRANGE <prefix><page> <first byte> <last byte>` per id, int64 [n] ≥ 0, as Redis wants it on the wire."""
-    most = len(_FIXED) + len(prefix) + 3 * (_MOST_DIGITS + 2) + 3 * 6
-    buffer = np.empty(len(ids) * most, np.uint8)
-    size = _encode(_FIXED, np.frombuffer(prefix, np.uint8), ids, page_rows, row_bytes, buffer)
-    return buffer[:size].data
+@njit(cache=True, nogil=True, inline="always")
+def _put_number(buffer, at, number, digits):  # type: ignore[no-untyped-def]
+    """Decimal without leading zeros, which Redis refuses, and the end of the line."""
+    end = at + digits
+    for place in range(end - 1, at - 1, -1):
+        buffer[place] = 48 + number % 10
+        number //= 10
+    buffer[end] = 13
+    buffer[end + 1] = 10
+    return end + 2
 
 
-class _Closed(ConnectionError):
-    """The other side closed the connection: worth a second try where the connection had been idle."""
+@njit(cache=True, nogil=True, inline="always")
+def _put_length(buffer, at, length):  # type: ignore[no-untyped-def]
+    buffer[at] = 36  # $
+    return _put_number(buffer, at + 1, length, _digits(length))
 
 
-class _Connection:
-    def __init__(self, address: RedisAddress, deadline: float) -> None:
-        self._reader = hiredis.Reader()
-        self._buffer = bytearray(_RECEIVE_BYTES)
-        self._socket = _connect(address, deadline)
-        try:
-            for command in _greeting(address):
-                self.send(hiredis.pack_command(cast(Any, command)), deadline)
-                reply: object = self.replies(1, deadline)[0]
-                if isinstance(reply, Exception):
-                    raise StoreUnavailable(f"{address} refused the connection: {reply}")
-        except BaseException:
-            self.close()
-            raise
-
-    def send(self, data: bytes | memoryview, deadline: float) -> None:
-        self._socket.settimeout(_left(deadline))
-        self._socket.sendall(data)  # its timeout is for the whole of the data
-
-    def replies(self, count: int, deadline: float) -> list[bytes]:
-        """As hiredis gives them: an error reply is an exception among them, not raised."""
-        replies: list[bytes] = []
-        while len(replies) < count:
-            reply = self._reader.gets()
-            if reply is not False:
-                replies.append(reply)
-                continue
-            self._socket.settimeout(_left(deadline))
-            size = self._socket.recv_into(self._buffer)
-            if not size:
-                raise _Closed("connection closed by the server")
-            self._reader.feed(cast(bytes, self._buffer), 0, size)  # its stub forgets bytearray
-        return replies
-
-    def close(self) -> None:
-        self._socket.close()
+@njit(cache=True, nogil=True, inline="always")
+def _put_argument(buffer, at, number):  # type: ignore[no-untyped-def]
+    digits = _digits(number)
+    return _put_number(buffer, _put_length(buffer, at, digits), number, digits)
 
 
-class RedisWire:
-    """Connections of one process to one Redis, as many as there are look-ups at once. Thread-safe."""
+@njit(cache=True, nogil=True)
+def encode(  # type: ignore[no-untyped-def]
+    commands, first, most, asking, tables, pages, begins, members, ids, prefixes, ends, geometry, buffer
+):
+    """Writes commands[first:], `most` at most and as many as fit; returns the first one left out and the bytes used.
 
-    def __init__(self, address: RedisAddress) -> None:
-        self._address = address
-        self._idle: list[_Connection] = []
-        self._lock = threading.Lock()
-        self._process = os.getpid()
-
-    def call(self, batches: Sequence[Batch], timeout: float | None) -> list[bytes]:
-        """Sends the batches and returns the replies of all commands, in their order.
-
-        Raises StoreUnavailable: unreachable, too slow (`timeout` seconds in all), or an error reply.
-        """
-        seconds = self._address.timeout if timeout is None else timeout
-        deadline = time.monotonic() + seconds
-        with self._errors(seconds):
-            replies = self._call(batches, deadline)
-        for reply in replies:
-            if not isinstance(reply, bytes):
-                raise StoreUnavailable(f"{self._address} answered: {reply}")
-        return replies
-
-    def _call(self, batches: Sequence[Batch], deadline: float) -> list[bytes]:
-        connection = self._take()
-        if connection is not None:
-            try:
-                return self._exchange(connection, batches, deadline)
-            except (_Closed, ConnectionResetError, BrokenPipeError):
-                self._close_idle()  # closed while idle, as when the server was restarted: a new connection tells
-        return self._exchange(_Connection(self._address, deadline), batches, deadline)
-
-    def _exchange(self, connection: _Connection, batches: Sequence[Batch], deadline: float) -> list[bytes]:
-        try:
-            replies: list[bytes] = []
-            for commands, count in batches:
-                connection.send(commands, deadline)
-                replies += connection.replies(count, deadline)
-        except BaseException:
-            connection.close()  # replies may still be under way: this connection cannot be used again
-            raise
-        with self._lock:
-            self._idle.append(connection)
-        return replies
-
-    def _take(self) -> _Connection | None:
-        with self._lock:
-            if self._process != os.getpid():  # after a fork these sockets are the parent's
-                self._process, self._idle = os.getpid(), []
-            return self._idle.pop() if self._idle else None
-
-    def _close_idle(self) -> None:
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
-
-    @contextmanager
-    def _errors(self, seconds: float) -> Iterator[None]:
-        try:
-            yield
-        except StoreUnavailable:
-            raise
-        except TimeoutError as error:
-            raise StoreUnavailable(f"{self._address} did not answer within {seconds:g} s") from error
-        except (OSError, hiredis.HiredisError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise StoreUnavailable(f"{self._address} cannot be reached: {reason}") from error
-
-    def close(self) -> None:
-        self._close_idle()
+    asking: before each one ASKING, which a node wants where a slot is just moving to it.
+    """
+    at, last = 0, min(len(commands), first + most)
+    while first < last:
+        command = commands[first]
+        table, page = tables[command], pages[command]
+        prefix = prefixes[ends[table] : ends[table + 1]]
+        if at + len(prefix) + LONGEST_COMMAND > len(buffer):
+            break
+        width = geometry[table, ROW_BYTES]
+        start = (ids[members[begins[command]]] - page * geometry[table, PAGE_ROWS]) * width
+        if asking:
+            at = _put(buffer, at, _ASKING)
+        at = _put(buffer, at, _GETRANGE)
+        digits = _digits(page)
+        at = _put_length(buffer, at, len(prefix) + digits)
+        at = _put_number(buffer, _put(buffer, at, prefix), page, digits)
+        at = _put_argument(buffer, at, start)
+        at = _put_argument(buffer, at, start + width - 1)
+        first += 1
+    return first, at
 
 
-def _connect(address: RedisAddress, deadline: float) -> socket.socket:
-    if address.socket is not None:
-        plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            plain.settimeout(_left(deadline))
-            plain.connect(address.socket)
-        except BaseException:
-            plain.close()
-            raise
-        return plain
-    context = ssl.create_default_context(cafile=address.ca_file) if address.tls else None
-    plain = socket.create_connection((address.host, address.port), timeout=_left(deadline))
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return plain if context is None else context.wrap_socket(plain, server_hostname=address.host)
+@njit(cache=True, nogil=True, inline="always")
+def _line_end(buffer, at, end):  # type: ignore[no-untyped-def]
+    """Where the line's CR LF begins; -1 where it is not all there."""
+    while at + 1 < end:
+        if buffer[at] == 13 and buffer[at + 1] == 10:
+            return at
+        at += 1
+    return -1
 
 
-def _greeting(address: RedisAddress) -> Iterator[tuple[str, ...]]:
-    if address.password is not None:
-        yield ("AUTH", address.username or "default", address.password)
-    if address.db:
-        yield ("SELECT", str(address.db))
+@njit(cache=True, nogil=True, inline="always")
+def _number(buffer, at, end):  # type: ignore[no-untyped-def]
+    """Decimal, -1 for a null, -2 for what is neither."""
+    if end - at == 2 and buffer[at] == 45 and buffer[at + 1] == 49:
+        return -1
+    number = 0 if 0 < end - at < 10 else -2
+    for place in range(at, end):
+        digit = buffer[place] - 48
+        number = number * 10 + digit if number >= 0 and 0 <= digit <= 9 else -2
+    return number
 
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
+@njit(cache=True, nogil=True)
+def decode(  # type: ignore[no-untyped-def]
+    buffer,
+    at,
+    end,
+    commands,
+    replies,
+    asking,
+    tables,
+    begins,
+    members,
+    targets,
+    geometry,
+    rows,
+    status,
+    outcome,
+    errors,
+):
+    """Reads the replies in buffer[at:end] that are whole, as many as belong to `commands`, beyond the `replies` that
+    were read before.
+
+    Puts rows where they belong. Error replies go to errors, int64 [e, 3]: command, begin and end of the line; stops
+    where that is full. Returns what `at` and `replies` are now, the number of errors, and whether all was in order: a
+    reply that cannot belong to a GETRANGE means that the rest cannot be told apart.
+    """
+    found, each = 0, 2 if asking else 1
+    while replies < each * len(commands) and found < len(errors):
+        line = _line_end(buffer, at + 1, end)
+        if line < 0:
+            break
+        kind = buffer[at]
+        command = commands[replies // each]
+        if kind == 45:  # -
+            errors[found, 0], errors[found, 1], errors[found, 2] = command, at + 1, line
+            outcome[command] = REFUSED
+            found += 1
+            at = line + 2
+        elif asking and replies % 2 == 0:
+            if kind != 43:  # +OK
+                return at, replies, found, False
+            at = line + 2
+        else:
+            length, start = _number(buffer, at + 1, line), line + 2
+            table, position = tables[command], members[begins[command]]
+            width = geometry[table, ROW_BYTES]
+            if kind != 36 or length < -1 or length > width:
+                return at, replies, found, False
+            after = start + length + 2 if length >= 0 else start
+            if after > end:
+                break
+            if length == width:
+                target = targets[position]
+                for byte in range(width):
+                    rows[target + byte] = buffer[start + byte]
+                status[position] = 0  # FOUND
+                outcome[command] = ANSWERED
+            else:
+                outcome[command] = LOST
+            at = after
+        replies += 1
+    return at, replies, found, True

@@ -16,7 +16,6 @@ from embedding_store.errors import InvalidStoreURL, StoreError, StoreUnavailable
 from embedding_store.open import open_backend, open_store
 from embedding_store.publish import publish
 from embedding_store.redis_url import PASSWORD_VARIABLE, RedisAddress, parse_redis_url
-from embedding_store.redis_wire import encode_getrange
 from embedding_store.releases import activate
 from tests.embedding_store.bundles import Bundle, TestTable, fetch, make_bundle
 from tests.redis_server import RedisServer
@@ -68,11 +67,11 @@ def test_the_timeout_reaches_the_socket(redis_server: RedisServer, bundle: Bundl
         publish(bundle.folder, store.backend)
         store.lookup(bundle.name, IDS, timeout=10)
         redis_server.pause()
-        with pytest.raises(StoreUnavailable, match=r"did not answer within 0.05 s"):
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.0[45]\d* s"):
             store.lookup(bundle.name, IDS, timeout=0.05)  # on a connection that was open
-        with pytest.raises(StoreUnavailable, match=r"did not answer within 0.04 s"):
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.0[34]\d* s"):
             store.lookup(bundle.name, {"item": np.zeros(2_000_000, np.int64) + np.arange(2_000_000)}, timeout=0.04)
-        with pytest.raises(StoreUnavailable, match=r"did not answer within 0.5 s"):
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.[45]\d* s"):
             store.lookup(bundle.name, IDS)
         with pytest.raises(StoreUnavailable, match=r"did not answer within 0.5 s"):
             store.manifest(model="demo")
@@ -172,19 +171,6 @@ def test_other_keys_are_left_alone_and_ours_are_where_they_should_be(redis_serve
         assert not {"cmdstat_keys", "cmdstat_flushdb", "cmdstat_flushall"} & asked
         with open_backend(redis_server.url) as other_prefix:
             assert other_prefix.releases() == {}
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_commands_are_what_redis_expects(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(0, 10 ** rng.integers(1, 18, 200))
-    page_rows, width = int(rng.integers(1, 5000)), int(rng.integers(1, 20000))
-    expected = b""
-    for row in ids.tolist():
-        start = row % page_rows * width
-        arguments = (b"GETRANGE", b"a:b:%d" % (row // page_rows), b"%d" % start, b"%d" % (start + width - 1))
-        expected += b"*4\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(one), one) for one in arguments)
-    assert bytes(encode_getrange(b"a:b:", ids, page_rows, width)) == expected
 
 
 def test_urls() -> None:

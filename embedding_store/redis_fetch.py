@@ -1,0 +1,126 @@
+"""One fetch of rows as commands for pages, independent of which node is asked for which of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from embedding_store.batch import FetchedRows, IdBatch, row_starts
+from embedding_store.errors import StoreUnavailable
+from embedding_store.lookup import ABSENT, UNAVAILABLE
+from embedding_store.redis_keys import Record, page_key
+from embedding_store.redis_wire import LOST, PAGE_ROWS, ROW_BYTES, ROWS, WAITING, decode, encode
+
+Decoded = tuple[int, int, int, bool]
+
+
+class PageKeys:
+    """Where the pages of a release's tables are, as arrays by the table's place in the manifest.
+
+    prefixes uint8: the keys without the page's number, one after another; ends int64 [tables + 1] says which is whose.
+    geometry int64 [tables, 3]: rows, rows of a page, bytes of a row.
+    """
+
+    def __init__(self, prefix: str, record: Record) -> None:
+        self.record = record
+        tables = record.manifest.tables
+        prefixes = [page_key(prefix, record.namespace, table.name, "").encode() for table in tables]
+        self.prefixes = np.frombuffer(b"".join(prefixes), np.uint8)
+        self.ends = np.cumsum([0, *map(len, prefixes)])
+        self.geometry = np.array([[table.rows, table.page_rows, table.row_bytes] for table in tables], np.int64)
+
+
+@njit(cache=True, nogil=True)
+def _locate(tables, counts, ids, geometry, starts, status, targets, command_tables, pages, members):  # type: ignore[no-untyped-def]
+    """Fills the arrays of PageFetch; returns the number of commands."""
+    position = commands = 0
+    for part in range(len(tables)):
+        table, target = tables[part], starts[part]
+        for _ in range(counts[part]):
+            row = ids[position]
+            targets[position] = target
+            status[position] = ABSENT
+            if 0 <= row < geometry[table, ROWS]:
+                status[position] = UNAVAILABLE  # until it comes
+                command_tables[commands] = table
+                pages[commands] = row // geometry[table, PAGE_ROWS]
+                members[commands] = position
+                commands += 1
+            target += geometry[table, ROW_BYTES]
+            position += 1
+    return commands
+
+
+class PageFetch:
+    """What a batch of ids asks, and what has come of it. For one thread.
+
+    Of k commands: tables, pages int64 [k], the page each asks for; outcome uint8 [k], see `redis_wire`. Command c is
+    for the ids at members[begins[c] : begins[c + 1]].
+    """
+
+    def __init__(self, keys: PageKeys, batch: IdBatch) -> None:
+        n = len(batch.ids)
+        starts = row_starts(batch, keys.geometry[:, ROW_BYTES])
+        self.keys = keys
+        self.rows = np.empty(starts[-1], np.uint8)
+        self.status = np.empty(n, np.uint8)
+        self.tables, self.pages = np.empty(n, np.int64), np.empty(n, np.int64)
+        self.begins = np.arange(n + 1)
+        self._ids = batch.ids
+        self._members, self._targets = np.empty(n, np.int64), np.empty(n, np.int64)
+        self.size = _locate(
+            batch.tables, batch.counts, batch.ids, keys.geometry, starts, self.status, self._targets, self.tables,
+            self.pages, self._members,
+        )  # fmt: skip
+        self.outcome = np.full(self.size, WAITING, np.uint8)
+        self._errors: dict[str, StoreUnavailable] = {}
+
+    def all(self) -> NDArray[np.int64]:
+        return np.arange(self.size)
+
+    def having(self, commands: NDArray[np.int64], outcome: int) -> NDArray[np.int64]:
+        """Those of the commands, int64 [m], that have this outcome so far."""
+        chosen: NDArray[np.int64] = commands[self.outcome[commands] == outcome]
+        return chosen
+
+    def encode(
+        self, commands: NDArray[np.int64], first: int, most: int, asking: bool, buffer: NDArray[np.uint8]
+    ) -> tuple[int, int]:
+        """See `redis_wire.encode`."""
+        keys = self.keys
+        encoded: tuple[int, int] = encode(
+            commands, first, most, asking, self.tables, self.pages, self.begins, self._members, self._ids,
+            keys.prefixes, keys.ends, keys.geometry, buffer,
+        )  # fmt: skip
+        return encoded
+
+    def decode(
+        self, buffer: NDArray[np.uint8], at: int, end: int, commands: NDArray[np.int64], replies: int, asking: bool,
+        errors: NDArray[np.int64],
+    ) -> Decoded:  # fmt: skip
+        """See `redis_wire.decode`."""
+        decoded: Decoded = decode(
+            buffer, at, end, commands, replies, asking, self.tables, self.begins, self._members, self._targets,
+            self.keys.geometry, self.rows, self.status, self.outcome, errors,
+        )  # fmt: skip
+        return decoded
+
+    def fail(self, error: StoreUnavailable) -> None:
+        """Why some rows are not to be had; the same of several nodes or commands is kept once."""
+        self._errors.setdefault(str(error), error)
+
+    def result(self, address: object) -> FetchedRows:
+        lost = self.having(self.all(), LOST)
+        if len(lost):
+            self.fail(self._lost(address, int(lost[0])))
+        errors = list(self._errors.values())
+        error = StoreUnavailable("; ".join(map(str, errors))) if len(errors) > 1 else errors[0] if errors else None
+        return FetchedRows(self.rows, self.status, error)
+
+    def _lost(self, address: object, command: int) -> StoreUnavailable:
+        manifest = self.keys.record.manifest
+        return StoreUnavailable(
+            f"{address} has lost page {self.pages[command]} of table {manifest.tables[self.tables[command]].name!r} of "
+            f"{manifest.name} (evicted or deleted? maxmemory-policy must be noeviction); publish it again"
+        )

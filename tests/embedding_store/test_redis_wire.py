@@ -1,0 +1,148 @@
+"""Commands and replies of the read path, against naive Python and hiredis."""
+
+from __future__ import annotations
+
+import hiredis
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from embedding_store.batch import IdBatch
+from embedding_store.lookup import ABSENT, FOUND, UNAVAILABLE
+from embedding_store.redis_fetch import PageFetch, PageKeys
+from embedding_store.redis_keys import Record
+from embedding_store.redis_wire import ANSWERED, LOST, REFUSED, ROW_BYTES, WAITING
+from embedding_store.release import ReleaseManifest, TableInfo
+
+ASKING = b"*1\r\n$6\r\nASKING\r\n"
+
+
+def random_fetch(rng: np.random.Generator, *, ids: int = 200) -> PageFetch:
+    """Over three tables, one of which is not asked; about a fifth of the ids is absent."""
+    tables = []
+    for name in ("a", "some_longer.name", "c"):
+        width, rows = int(rng.integers(1, 300)), int(10 ** rng.integers(0, 15))
+        tables.append(TableInfo(name, rows, 1, "fp32", width, int(rng.integers(1, 5000)), sha256=""))
+    record = Record("0123456789abcdef", ReleaseManifest("m", "1", "2026-01-02T03:04:05Z", tuple(tables)))
+    counts = np.array([ids // 3, ids - ids // 3])
+    wanted = [
+        rng.integers(0, max(1, tables[place].rows * 5 // 4), count)
+        for place, count in zip((2, 0), counts.tolist(), strict=True)
+    ]
+    return PageFetch(PageKeys("shop", record), IdBatch(np.array([2, 0]), counts, np.concatenate(wanted)))
+
+
+def naive_commands(fetch: PageFetch, ids: NDArray[np.int64], counts: NDArray[np.int64]) -> list[bytes]:
+    tables = [place for place, count in zip((2, 0), counts.tolist(), strict=True) for _ in range(count)]
+    commands = []
+    for place, row in zip(tables, ids.tolist(), strict=True):
+        table = fetch.keys.record.manifest.tables[place]
+        if 0 <= row < table.rows:
+            key = f"shop:0123456789abcdef:{table.name}:{row // table.page_rows}".encode()
+            start = row % table.page_rows * table.row_bytes
+            arguments = (b"GETRANGE", key, b"%d" % start, b"%d" % (start + table.row_bytes - 1))
+            commands.append(b"*4\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(one), one) for one in arguments))
+    return commands
+
+
+@pytest.mark.parametrize("asking", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_commands_are_what_redis_expects(seed: int, asking: bool) -> None:
+    rng = np.random.default_rng(seed)
+    fetch = random_fetch(rng)
+    expected = naive_commands(fetch, fetch._ids, np.array([66, 134]))
+    assert fetch.size == len(expected)
+    chosen = rng.permutation(fetch.size)[: fetch.size // 2]
+    buffer = np.empty(int(rng.integers(400, 4000)), np.uint8)
+    sent, first = [], 0
+    while first < len(chosen):
+        before = first
+        first, size = fetch.encode(chosen, first, int(rng.integers(1, 50)), asking, buffer)
+        assert before < first
+        sent.append(buffer[:size].tobytes())
+    assert b"".join(sent) == b"".join((ASKING if asking else b"") + expected[command] for command in chosen.tolist())
+
+
+def decode_in_parts(
+    rng: np.random.Generator, fetch: PageFetch, commands: NDArray[np.int64], stream: bytes, asking: bool
+) -> tuple[int, dict[int, str], bool]:
+    """Feeds the stream as it might be received; returns replies read, error lines by command, and whether all was
+    sound."""
+    buffer = np.frombuffer(stream, np.uint8).copy()
+    errors = np.empty((3, 3), np.int64)
+    refused: dict[int, str] = {}
+    at = end = replies = 0
+    while True:
+        at, replies, found, sound = fetch.decode(buffer, at, end, commands, replies, asking, errors)
+        for command, begin, line_end in errors[:found].tolist():
+            refused[command] = buffer[begin:line_end].tobytes().decode()
+        if not sound or (end == len(buffer) and found < len(errors)):
+            return replies, refused, sound
+        if found < len(errors):
+            end = min(len(buffer), end + int(rng.integers(1, 1 + int(rng.choice([3, 50, 5000])))))
+
+
+@pytest.mark.parametrize("asking", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_replies_split_anywhere_are_read_as_hiredis_reads_them(seed: int, asking: bool) -> None:
+    rng = np.random.default_rng(seed)
+    fetch = random_fetch(rng)
+    commands = rng.permutation(fetch.size)
+    stream = b""
+    for command in commands.tolist():
+        width = int(fetch.keys.geometry[fetch.tables[command], ROW_BYTES])
+        kind = int(rng.choice([0, 0, 0, 0, 1, 2, 3]))
+        row = rng.integers(0, 256, width if kind == 0 else int(rng.integers(0, width)), np.uint8).tobytes()
+        answers = (b"$%d\r\n%s\r\n" % (len(row), row), b"$%d\r\n%s\r\n" % (len(row), row), b"$-1\r\n", b"-ERR x\r\n")
+        stream += (b"+OK\r\n" if asking else b"") + answers[kind]
+    reader = hiredis.Reader()
+    reader.feed(stream)
+    replies, refused, sound = decode_in_parts(rng, fetch, commands, stream, asking)
+    assert sound
+    assert replies == len(commands) * (1 + asking)
+    widths, position = fetch.keys.geometry[:, ROW_BYTES], {}
+    for command in range(fetch.size):
+        position[command] = int(fetch._members[command])
+    for command in commands.tolist():
+        if asking:
+            assert reader.gets() == b"OK"
+        expected = reader.gets()
+        target, width = int(fetch._targets[position[command]]), int(widths[fetch.tables[command]])
+        if isinstance(expected, hiredis.ReplyError):
+            assert (refused[command], fetch.outcome[command]) == (str(expected), REFUSED)
+        elif expected is None or len(expected) < width:
+            assert fetch.outcome[command] == LOST
+        else:
+            assert fetch.outcome[command] == ANSWERED
+            assert fetch.rows[target : target + width].tobytes() == expected
+        found = fetch.outcome[command] == ANSWERED
+        assert fetch.status[position[command]] == (FOUND if found else UNAVAILABLE)
+    absent = np.setdiff1d(np.arange(200), list(position.values()))
+    assert (fetch.status[absent] == ABSENT).all()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b"$200\r\n", b":1\r\n", b"*1\r\n$1\r\nx\r\n", b"$x\r\n", b"$\r\n", b"$-2\r\n", b"+OK\r\n", b"$9999999999\r\n"],
+)
+def test_what_cannot_be_the_reply_ends_the_reading(reply: bytes) -> None:
+    """A desynchronised stream must never become wrong rows."""
+    table = TableInfo("a", 100, 1, "fp32", 100, 10, sha256="")
+    record = Record("0123456789abcdef", ReleaseManifest("m", "1", "2026-01-02T03:04:05Z", (table,)))
+    fetch = PageFetch(PageKeys("shop", record), IdBatch(np.array([0]), np.array([3]), np.array([1, 2, 3])))
+    stream = b"$100\r\n%s\r\n" % bytes(100) + reply + b"$100\r\n%s\r\n" % bytes(100)
+    replies, _, sound = decode_in_parts(np.random.default_rng(0), fetch, fetch.all(), stream, False)
+    assert (replies, sound) == (1, False)
+    assert fetch.outcome.tolist() == [ANSWERED, WAITING, WAITING]
+    assert fetch.status.tolist() == [FOUND, UNAVAILABLE, UNAVAILABLE]
+
+
+def test_an_error_for_asking_is_not_taken_for_that_of_the_next_command() -> None:
+    table = TableInfo("a", 100, 1, "fp32", 2, 10, sha256="")
+    record = Record("0123456789abcdef", ReleaseManifest("m", "1", "2026-01-02T03:04:05Z", (table,)))
+    fetch = PageFetch(PageKeys("shop", record), IdBatch(np.array([0]), np.array([2]), np.array([1, 2])))
+    stream = b"-NOPERM\r\n-MOVED 1 h:1\r\n+OK\r\n$2\r\nxy\r\n"
+    replies, refused, sound = decode_in_parts(np.random.default_rng(0), fetch, fetch.all(), stream, True)
+    assert (replies, sound, refused) == (4, True, {0: "MOVED 1 h:1"})
+    assert fetch.status.tolist() == [UNAVAILABLE, FOUND]
+    assert fetch.rows[2:].tobytes() == b"xy"
