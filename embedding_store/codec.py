@@ -31,6 +31,7 @@ _HOLDS = {
 # next one 10,240, so one byte more would waste a fifth of every page.
 _SIZE_CLASS = 8192
 _STRING_OVERHEAD = 6
+_BUCKET_BYTES = 1400
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 
@@ -52,6 +53,12 @@ def row_bytes(codec: Codec, dim: int) -> int:
 def page_rows(row_bytes: int) -> int:
     """The most rows whose string stays in the 8 KiB allocation class: 63 of 128 bytes; a huge row has its own page."""
     return max(1, (_SIZE_CLASS - _STRING_OVERHEAD) // row_bytes)
+
+
+def bucket_rows(row_bytes: int) -> int:
+    """Rows of a bucket of a sparse table on average: 10 of 128 bytes. One look-up reads a whole bucket, and each costs
+    Redis some 120 bytes beside the allocator's rounding: 1.25 x the row bytes; 8 rows take 1.27, 12 take 1.24."""
+    return max(1, _BUCKET_BYTES // (row_bytes + 8))
 
 
 def encode(codec: Codec, rows: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -1,6 +1,7 @@
 """Files of a bundle's tables: NAME.pages (encoded rows) and NAME.hot (the most frequent ids).
 
-Layout: `release.TableInfo`. Pages lie one after another without padding, so writing needs no page buffer.
+Layout: `release.TableInfo`. Pages lie one after another without padding, so writing needs no page buffer. Tables of raw
+64-bit ids: `sparse_pages.py`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,14 +69,11 @@ class PageWriter:
             page_rows=page_rows(width),
             sha256=self._hash.hexdigest(),
             hot_ids=len(hot),
-            default_row=b"" if default_row is None else self._encode_default(default_row),
+            default_row=encode_default(self._name, self._codec, default_row),
         )
         check_table(table)
         self._partial.replace(self._folder / f"{self._name}.pages")
         return table
-
-    def _encode_default(self, row: NDArray[np.float32]) -> bytes:
-        return encode_table(f"{self._name} (default row)", self._codec, row.reshape(1, -1), range(1)).tobytes()
 
     def __enter__(self) -> Self:
         return self
@@ -87,8 +85,33 @@ class PageWriter:
         self._partial.unlink(missing_ok=True)
 
 
-def write_hot(folder: Path, name: str, ids: NDArray[np.int64], *, rows: int) -> None:
-    """FOLDER/NAME.hot: little-endian int64, most frequent first. Raises InvalidRelease for ids that no row has."""
+def encode_default(table: str, codec: Codec, row: NDArray[np.float32] | None) -> bytes:
+    """As TableInfo.default_row; row: float32 [dim]."""
+    if row is None:
+        return b""
+    return encode_table(f"{table} (default row)", codec, row.reshape(1, -1), range(1)).tobytes()
+
+
+def open_pages(folder: Path, table: TableInfo) -> BinaryIO:
+    """FOLDER/NAME.pages for reading. Raises InvalidRelease where it has another size than the manifest states."""
+    path = folder / f"{table.name}.pages"
+    check_size(path, table.bytes, f"{table.rows} rows of {table.row_bytes} take")
+    return path.open("rb")
+
+
+def check_size(path: Path, expected: int, what_takes: str) -> None:
+    """Raises InvalidRelease."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InvalidRelease(f"cannot read {path}: {error.strerror}") from error
+    if size != expected:
+        raise InvalidRelease(f"{path} has {size} bytes; {what_takes} {expected}")
+
+
+def write_hot(folder: Path, name: str, ids: NDArray[np.int64], *, rows: int | None = None) -> None:
+    """FOLDER/NAME.hot: little-endian int64, most frequent first. Raises InvalidRelease for ids outside 0 … rows - 1
+    (None: a table of raw ids, which may be any)."""
     _check_hot(name, ids, rows)
     (folder / f"{name}.hot").write_bytes(ids.astype("<i8").tobytes())
 
@@ -98,20 +121,14 @@ def read_hot(folder: Path, table: TableInfo) -> NDArray[np.int64]:
     if not table.hot_ids:
         return np.empty(0, np.int64)
     path = folder / f"{table.name}.hot"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InvalidRelease(f"cannot read {path}: {error.strerror}") from error
-    if len(content) != 8 * table.hot_ids:
-        raise InvalidRelease(f"{path} has {len(content)} bytes; {table.hot_ids} ids take {8 * table.hot_ids}")
-    ids = np.frombuffer(content, "<i8").astype(np.int64)
-    _check_hot(table.name, ids, table.rows)
+    check_size(path, 8 * table.hot_ids, f"{table.hot_ids} ids take")
+    ids = np.fromfile(path, "<i8").astype(np.int64)
+    _check_hot(table.name, ids, None if table.sparse else table.rows)
     return ids
 
 
-def _check_hot(name: str, ids: NDArray[np.int64], rows: int) -> None:
-    outside = (ids < 0) | (ids >= rows)
-    if outside.any():
-        raise InvalidRelease(f"table {name!r}: hot id {int(ids[np.argmax(outside)])} is outside 0 … {rows - 1}")
+def _check_hot(name: str, ids: NDArray[np.int64], rows: int | None) -> None:
+    if rows is not None and len(outside := ids[(ids < 0) | (ids >= rows)]):
+        raise InvalidRelease(f"table {name!r}: hot id {int(outside[0])} is outside 0 … {rows - 1}")
     if len(np.unique(ids)) != len(ids):
         raise InvalidRelease(f"table {name!r}: the hot list names an id twice")

@@ -14,10 +14,12 @@ Codec = Literal["fp32", "fp16", "int8"]
 
 
 class TableInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One table of dense row ids 0 … rows-1, cut in pages of `page_rows` rows (the last may be shorter).
+    """One table: its encoded rows in `tables/NAME.pages`, one after another without header or padding, so that row i
+    starts at byte `i * row_bytes`; `tables/NAME.hot` holds little-endian int64 ids, most frequent first.
 
-    `tables/NAME.pages` is the pages one after another without header or padding, so that row i starts at
-    byte `i * row_bytes`; `tables/NAME.hot` holds little-endian int64 ids, most frequent first.
+    dense: the ids are 0 … rows-1. The rows are cut in pages of `page_rows` rows (the last may be shorter).
+    sparse: any int64 may be an id. `tables/NAME.ids` holds those of the rows, little-endian int64, in the order that
+    `sparse.py` describes. A Redis keeps the rows in `pages` buckets of `page_rows` rows on average (`buckets.py`).
     """
 
     name: str
@@ -29,6 +31,12 @@ class TableInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str  # of the .pages file
     hot_ids: int = 0  # how many ids the .hot file holds
     default_row: builtins.bytes = b""  # encoded, row_bytes long; empty means zeros
+    ids: Literal["dense", "sparse"] = "dense"
+    ids_sha256: str = ""  # of the .ids file, where there is one
+
+    @property
+    def sparse(self) -> bool:
+        return self.ids == "sparse"
 
     @property
     def pages(self) -> int:
@@ -36,7 +44,13 @@ class TableInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def bytes(self) -> int:
+        """Of the .pages file."""
         return self.rows * self.row_bytes
+
+    @property
+    def ids_bytes(self) -> int:
+        """Of the .ids file."""
+        return 8 * self.rows if self.sparse else 0
 
 
 class ReleaseManifest(msgspec.Struct, frozen=True):

@@ -1,0 +1,233 @@
+"""Tables of raw 64-bit ids: their order, their files, their buckets, against dictionaries and Python's own integers."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_store.buckets import (
+    DAMAGED,
+    bucket_bounds,
+    buckets_of,
+    decode_buckets,
+    encode_buckets,
+    find_in_bucket,
+    take_from_buckets,
+)
+from embedding_store.codec import CODECS, bucket_rows, encode, row_bytes
+from embedding_store.errors import InvalidRelease
+from embedding_store.lookup import ABSENT, FOUND, UNAVAILABLE
+from embedding_store.pages import read_hot
+from embedding_store.release import Codec, TableInfo
+from embedding_store.sparse import NOT_THERE, find_rows, mixed_ids
+from embedding_store.sparse_pages import SparsePageWriter, bucket_runs, map_ids
+
+EXTREMES = [0, 1, -1, 2**32, 2**63 - 1, -(2**63), -(2**63) + 1]
+SEEDS = range(4)
+
+
+def fmix64(key: int) -> int:
+    mixed = key % 2**64
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        mixed = (mixed ^ mixed >> 33) * factor % 2**64
+    return mixed ^ mixed >> 33
+
+
+def unmix(mixed: int) -> int:
+    """The id that has this mix."""
+    for factor in (0xC4CEB9FE1A85EC53, 0xFF51AFD7ED558CCD):
+        mixed = (mixed ^ mixed >> 33) * pow(factor, -1, 2**64) % 2**64
+    mixed ^= mixed >> 33
+    return mixed - 2**64 if mixed >= 2**63 else mixed
+
+
+def random_ids(rng: np.random.Generator, n: int) -> np.ndarray:
+    """int64 [≥ n], distinct, in random order: anywhere, small ones in a row, and the extremes."""
+    ids = np.concatenate((rng.integers(-(2**63), 2**63 - 1, n), np.arange(n // 2), np.array(EXTREMES)))
+    return rng.permutation(np.unique(ids))
+
+
+def in_order(ids: np.ndarray) -> np.ndarray:
+    return np.array(sorted(ids.tolist(), key=fmix64), np.int64)
+
+
+def write_table(
+    folder: Path, rng: np.random.Generator, n: int, codec: Codec = "fp32", dim: int = 4
+) -> tuple[TableInfo, np.ndarray, np.ndarray]:
+    """The table, its ids in the order they were given, and their encoded rows."""
+    ids = random_ids(rng, n)
+    rows = rng.standard_normal((len(ids), dim)).astype(np.float32)
+    with SparsePageWriter(folder, "item", codec, dim) as writer:
+        for start in range(0, len(ids), 97):
+            writer.append(ids[start : start + 97], rows[start : start + 97])
+        table = writer.finish(hot_ids=ids[:3], default_row=rows[0])
+    return table, ids, encode(codec, rows)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ids_mix_and_fall_into_buckets_as_integers_say(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids = random_ids(rng, 300)
+    mixed = [fmix64(key) for key in ids.tolist()]
+    assert mixed_ids(ids).tolist() == mixed
+    assert [unmix(value) for value in mixed] == ids.tolist()
+    for buckets in (1, 2, 7, 4096, int(rng.integers(1, 2**32)), 2**32 - 1):
+        assert buckets_of(ids, buckets).tolist() == [value * buckets >> 64 for value in mixed]
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 50, 3000])
+def test_every_id_is_found_where_it_lies_and_no_other(n: int) -> None:
+    rng = np.random.default_rng(n)
+    ids = in_order(random_ids(rng, n)[:n])
+    np.testing.assert_array_equal(find_rows(ids, ids), np.arange(n))
+    known = set(ids.tolist())
+    others = np.array([key for key in random_ids(rng, 500).tolist() if key not in known], np.int64)
+    assert (find_rows(ids, others) == NOT_THERE).all()
+
+
+def test_ids_that_were_chosen_to_mix_alike_are_found() -> None:
+    """Guessing from the mix leads nowhere here: two crowds, and a few ids between them."""
+    crowds = [*range(5000), *range(2**63, 2**63 + 40), *range(2**64 - 5000, 2**64)]
+    ids = np.array([unmix(mixed) for mixed in crowds], np.int64)
+    np.testing.assert_array_equal(find_rows(ids, ids), np.arange(len(ids)))
+    others = np.array([unmix(mixed) for mixed in (5000, 2**62, 2**63 + 40, 2**64 - 5001)], np.int64)
+    assert (find_rows(ids, others) == NOT_THERE).all()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_files_of_a_table(tmp_path: Path, codec: Codec) -> None:
+    table, ids, encoded = write_table(tmp_path, np.random.default_rng(1), 1000, codec)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["item.hot", "item.ids", "item.pages"]
+    ordered = in_order(ids)
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "item.ids", "<i8"), ordered)
+    np.testing.assert_array_equal(map_ids(tmp_path, table), ordered)
+    row_of = dict(zip(ids.tolist(), encoded, strict=True))
+    pages = (tmp_path / "item.pages").read_bytes()
+    assert pages == b"".join(row_of[key].tobytes() for key in ordered.tolist())
+    width = row_bytes(codec, 4)
+    assert table == TableInfo(
+        name="item", rows=len(ids), dim=4, codec=codec, row_bytes=width, page_rows=bucket_rows(width),
+        sha256=hashlib.sha256(pages).hexdigest(), hot_ids=3, default_row=encoded[0].tobytes(), ids="sparse",
+        ids_sha256=hashlib.sha256(ordered.tobytes()).hexdigest(),
+    )  # fmt: skip
+    np.testing.assert_array_equal(read_hot(tmp_path, table), ids[:3])
+
+
+def test_what_cannot_be_a_table_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    rows = np.ones((3, 2), np.float32)
+    with SparsePageWriter(tmp_path, "item", "fp16", 2) as writer:
+        writer.append(np.array([5, -(2**63), 7]), rows)
+        with pytest.raises(
+            InvalidRelease, match=r"ids are int32 \[3\] and rows \[3, 2\]; expected int64 \[n\] and \[n, 2"
+        ):
+            writer.append(np.arange(3, dtype=np.int32), rows)
+        with pytest.raises(InvalidRelease, match=r"ids are int64 \[2\] and rows \[3, 2\]"):
+            writer.append(np.arange(2), rows)
+        with pytest.raises(InvalidRelease, match="table 'item': id -9, column 1 is inf; rows must be finite"):
+            writer.append(np.array([-9]), np.array([[1, np.inf]], np.float32))
+        writer.append(np.array([8, -(2**63)]), rows[:2])
+        with pytest.raises(InvalidRelease, match="table 'item': id -9223372036854775808 is given twice"):
+            writer.finish()
+    with SparsePageWriter(tmp_path, "item", "fp16", 2) as writer, pytest.raises(InvalidRelease, match="has no rows"):
+        writer.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("buckets_at_once", [1, 7, 10**6])
+def test_runs_of_buckets_cover_the_table_once(tmp_path: Path, buckets_at_once: int) -> None:
+    table, ids, encoded = write_table(tmp_path, np.random.default_rng(2), 2000, dim=32)
+    row_of = dict(zip(ids.tolist(), encoded, strict=True))
+    seen: dict[int, int] = {}  # id -> bucket
+    rows = buckets = 0
+    for run in bucket_runs(tmp_path, table, buckets_at_once):
+        assert (run.first_bucket, run.first_row) == (buckets, rows)
+        for bucket in range(run.buckets):
+            for i in range(run.bounds[bucket], run.bounds[bucket + 1]):
+                seen[int(run.ids[i])] = run.first_bucket + bucket
+                np.testing.assert_array_equal(run.rows[i], row_of[int(run.ids[i])])
+        buckets += run.buckets
+        rows += len(run.ids)
+    assert (buckets, rows) == (table.pages, table.rows)
+    assert seen == {key: fmix64(key) * table.pages >> 64 for key in ids.tolist()}
+
+
+def test_damaged_files_are_told(tmp_path: Path) -> None:
+    table, _, _ = write_table(tmp_path, np.random.default_rng(3), 500)
+    path = tmp_path / "item.ids"
+    whole = path.read_bytes()
+    for first, second in ((3, 4), (0, table.rows - 1)):  # neighbours; the ends
+        ids = np.frombuffer(whole, "<i8").copy()
+        ids[[first, second]] = ids[[second, first]]
+        path.write_bytes(ids.tobytes())
+        for at_once in (1, 10, 10**6):
+            with pytest.raises(InvalidRelease, match=r"item.ids has ids out of their order: damaged"):
+                list(bucket_runs(tmp_path, table, at_once))
+    path.write_bytes(whole[:-8])
+    with pytest.raises(
+        InvalidRelease, match=rf"item.ids has {len(whole) - 8} bytes; {table.rows} ids take {len(whole)}"
+    ):
+        list(bucket_runs(tmp_path, table, 10))
+    path.write_bytes(whole)
+    (tmp_path / "item.pages").unlink()
+    with pytest.raises(InvalidRelease, match=r"cannot read .*item.pages: No such file"):
+        list(bucket_runs(tmp_path, table, 10))
+
+
+def test_a_bucket_is_its_count_its_ids_and_its_rows() -> None:
+    ids = in_order(np.array([7, -1, 30, 2**63 - 1]))
+    rows = np.arange(12, dtype=np.uint8).reshape(4, 3)
+    bounds = np.array([0, 3, 3, 4])
+    encoded, starts = encode_buckets(ids, rows, bounds)
+    expected = [
+        (3).to_bytes(4, "little") + ids[:3].tobytes() + bytes(range(9)),
+        bytes(4),
+        (1).to_bytes(4, "little") + ids[3:].tobytes() + bytes(range(9, 12)),
+    ]
+    assert [encoded[a:b].tobytes() for a, b in pairwise(starts)] == expected
+    assert starts[-1] == len(encoded)
+    again, rows_again = decode_buckets(encoded, starts, 3)
+    np.testing.assert_array_equal(again, ids)
+    np.testing.assert_array_equal(rows_again, rows)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rows_are_taken_out_of_fetched_buckets(seed: int) -> None:
+    """Several ids to a bucket, absent ids among them, buckets anywhere in the buffer, some of them lost or cut."""
+    rng = np.random.default_rng(seed)
+    ids, width, buckets = in_order(random_ids(rng, 400)), int(rng.integers(1, 40)), 60
+    rows = rng.integers(0, 256, (len(ids), width), np.uint8)
+    row_of = dict(zip(ids.tolist(), rows, strict=True))
+    encoded, starts = encode_buckets(ids, rows, bucket_bounds(ids, 0, buckets, buckets))
+    lengths = np.diff(starts)
+    lost, cut = rng.choice(buckets, 2, replace=False)
+    lengths[lost] = -1
+    lengths[cut] -= width
+    buffer = np.concatenate((np.full(13, 255, np.uint8), encoded))  # something else before them
+    wanted = rng.permutation(np.concatenate((ids, random_ids(rng, 100))))
+    places = buckets_of(wanted, buckets)
+    got, status = np.full((len(wanted), width), 7, np.uint8), np.full(len(wanted), 9, np.uint8)
+    first = take_from_buckets(buffer, starts[:-1] + 13, lengths, places, wanted, got, status)
+
+    unavailable = np.isin([fmix64(key) * buckets >> 64 for key in wanted.tolist()], [lost, cut])
+    assert first == np.argmax(unavailable)
+    for key, row, found, gone in zip(wanted.tolist(), got, status, unavailable, strict=True):
+        assert found == (UNAVAILABLE if gone else FOUND if key in row_of else ABSENT)
+        np.testing.assert_array_equal(row, row_of[key] if found == FOUND else np.full(width, 7))
+
+
+def test_strings_that_are_no_buckets() -> None:
+    encoded, starts = encode_buckets(np.array([3]), np.zeros((1, 5), np.uint8), np.array([0, 1]))
+    assert find_in_bucket(encoded, 0, len(encoded), np.int64(3), 5) == 12
+    assert find_in_bucket(encoded, 0, len(encoded), np.int64(4), 5) == NOT_THERE
+    for length in (-1, 0, 3, 4, len(encoded) - 1):
+        assert find_in_bucket(encoded, 0, length, np.int64(3), 5) == DAMAGED
+    encoded[0:4] = 255  # a count whose rows would be far outside
+    assert find_in_bucket(encoded, 0, len(encoded), np.int64(3), 5) == DAMAGED
+    with pytest.raises(
+        InvalidRelease, match="bucket 0 of those read has 17 bytes, which its count of rows does not fit"
+    ):
+        decode_buckets(encoded, starts, 5)
