@@ -97,8 +97,8 @@ def encode_request(release: str, ids: Mapping[str, NDArray[np.int64]], timeout: 
 
 @dataclass(frozen=True, slots=True)
 class LookupRequest:
-    """key: the same for all requests that name the same tables of the same release in the same order; what it says is
-    `request_names`. counts: int64 [t]. ids: int64 [Σ counts], a view into the frame. timeout: seconds, None without a limit."""
+    """key: the same for all requests that name the same tables of the same release in the same order; `request_names`
+    reads it. counts: int64 [t]. ids: int64 [Σ counts], a view into the frame. timeout: seconds, None for no limit."""
 
     key: bytes
     counts: NDArray[np.int64]

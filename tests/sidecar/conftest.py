@@ -17,6 +17,7 @@ import pytest
 
 from embedding_store.client import SidecarClient
 from embedding_store.open import open_backend
+from tests.redis_server import RedisServer
 from tests.sidecar.random_release import Release, make_release, put
 
 SEED = 20240611
@@ -36,6 +37,14 @@ def store_url(release: Release, tmp_path_factory: pytest.TempPathFactory) -> str
     return f"memmap://{folder}"
 
 
+@pytest.fixture
+def redis_store(redis_server: RedisServer, release: Release) -> RedisServer:
+    """The same release in a Redis of the test's own."""
+    with open_backend(redis_server.url) as backend:
+        put(backend, release)
+    return redis_server
+
+
 @dataclass
 class Process:
     """A running sidecar. `ready` is the line it printed."""
@@ -51,7 +60,7 @@ class Process:
 
     @property
     def tcp_port(self) -> int:
-        return int(self.ready.partition("tcp://127.0.0.1:")[2].split()[0])
+        return int(self.ready.partition("://127.0.0.1:")[2].split()[0])
 
     def client(self, password: str | None = None, connections: int = 8, timeout: float = 20.0) -> SidecarClient:
         client = SidecarClient(self.address, password=password, connections=connections, timeout=timeout)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,6 @@ from click.testing import CliRunner
 
 from embedding_store import resp
 from embedding_store.errors import StoreUnavailable
-from embedding_store.open import open_backend
 from embedding_store.protocol import encode_request
 from embedding_store.sidecar_socket import UnixListener, listen_tcp, tcp_address
 from tests.sidecar.raw_socket import connect, read_all
@@ -167,14 +165,6 @@ def test_sigterm_waits_for_the_other_half_of_a_frame(start) -> None:  # type: ig
         raw.sendall(frame[40:])
         assert len(read_all(raw)) == REPLY_BYTES
     assert process.wait() == (0, "")
-
-
-@pytest.fixture
-def redis_store(redis_server, release):  # type: ignore[no-untyped-def]
-    put = sys.modules[type(release).__module__].put
-    with open_backend(redis_server.url) as backend:
-        put(backend, release)
-    return redis_server
 
 
 def test_a_slow_store_stalls_nobody_else(start, redis_store, release) -> None:  # type: ignore[no-untyped-def]
