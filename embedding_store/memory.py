@@ -92,7 +92,7 @@ class MemoryStore(ServedLookup):
     def active(self) -> Mapping[str, str]:
         return dict(self._active)
 
-    def warm(self, release: str, *, take_over: bool = True) -> int:
+    def warm(self, release: str) -> int:
         """Everything is warm: the rows of all tables."""
         return sum(table.rows for table in self._release(release).manifest.tables)
 

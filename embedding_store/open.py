@@ -10,6 +10,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from embedding_store.backend import Backend
+from embedding_store.degrade import DegradePolicy
 from embedding_store.errors import InvalidStoreURL
 from embedding_store.store import EmbeddingStore
 
@@ -36,6 +37,6 @@ def open_backend(url: str) -> Backend:
     raise InvalidStoreURL(f"store URL has scheme {urlsplit(url).scheme or None!r}; accepted: {accepted}")
 
 
-def open_store(url: str, *, cache_bytes: int = 0) -> EmbeddingStore:
+def open_store(url: str, *, cache_bytes: int = 0, degrade: DegradePolicy | None = None) -> EmbeddingStore:
     """A look-up over `url` with a cache of at most `cache_bytes` over all tables and releases; 0: no cache."""
-    return EmbeddingStore(open_backend(url), cache_bytes=cache_bytes)
+    return EmbeddingStore(open_backend(url), cache_bytes=cache_bytes, degrade=degrade)

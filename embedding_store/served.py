@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,11 @@ from numpy.typing import NDArray
 
 from embedding_store.backend import NodeStats
 from embedding_store.batch import IdBatch
-from embedding_store.cache import TableStats
 from embedding_store.lookup import EmbeddingLookup, LookupReply
 from embedding_store.memmap import MemmapBackend
 from embedding_store.release import ReleaseEntry, ReleaseManifest
-from embedding_store.store import EmbeddingStore, Probed
+from embedding_store.store import EmbeddingStore, Misses
+from embedding_store.store_stats import TableCounts
 
 QUICK = 0.002  # seconds; some hundred misses that are in the page cache take a tenth of it
 _AVERAGED = 8  # fetches, roughly
@@ -38,7 +39,7 @@ class ServedStats:
     cache_bytes: int  # allocated
     cache_capacity_bytes: int
     evictions: int = 0
-    tables: Mapping[str, Mapping[str, TableStats]] = field(default_factory=dict)  # by release, by table
+    tables: Mapping[str, Mapping[str, TableCounts]] = field(default_factory=dict)  # by release, by table
     nodes: Sequence[NodeStats] = ()
 
 
@@ -52,9 +53,8 @@ class ServedLookup(EmbeddingLookup):
         """Model -> its active release. Raises StoreUnavailable."""
 
     @abstractmethod
-    def warm(self, release: str, *, take_over: bool = True) -> int:
-        """Fills the cache from the tables' hot lists, most frequent ids first; returns how many rows it holds then.
-        `take_over`: also where another release of the model has the cache and is in use."""
+    def warm(self, release: str) -> int:
+        """Fills the cache from the tables' hot lists, most frequent ids first; returns how many rows it read."""
 
     @abstractmethod
     def stats(self) -> ServedStats: ...
@@ -105,37 +105,19 @@ class ServedStore(ServedLookup):
         starts: NDArray[np.int64],
         status: NDArray[np.uint8],
     ) -> Remainder | None:
-        manifest = self._store.manifest(release)
-        ids = (
-            {
-                manifest.tables[table].name: some
-                for table, some in zip(
-                    batch.tables.tolist(), np.split(batch.ids, np.cumsum(batch.counts)[:-1]), strict=True
-                )
-            }
-            if len(batch.tables)
-            else {}
-        )
-        probed = self._store.probe(release, ids)
-
-        def rest(timeout: float | None) -> None:
-            reply = self._complete(probed, timeout)
-            first = 0
-            for start, table in zip(starts.tolist(), reply.tables.values(), strict=True):
-                rows = table.rows[table.index]
-                out[start : start + rows.size] = rows.reshape(-1)
-                status[first : first + len(rows)] = table.status[table.index]
-                first += len(rows)
-
-        if not probed.missing or (self._mapped and self._fetch_seconds < QUICK):
+        misses = self._store.begin(release, batch, out, starts, status)
+        if misses is None:
+            return None
+        rest = functools.partial(self._finish, misses)
+        if self._mapped and self._fetch_seconds < QUICK:
             rest(None)
             return None
         return rest
 
-    def _complete(self, probed: Probed, timeout: float | None) -> LookupReply:
+    def _finish(self, misses: Misses, timeout: float | None) -> None:
         began = time.perf_counter()
         try:
-            return self._store.complete(probed, timeout=timeout)
+            self._store.finish(misses, timeout=timeout)
         finally:
             self._fetch_seconds += (time.perf_counter() - began - self._fetch_seconds) / _AVERAGED
 
@@ -149,9 +131,8 @@ class ServedStore(ServedLookup):
     def active(self) -> Mapping[str, str]:
         return {model: history[-1] for model, history in self._store.backend.histories().items() if history}
 
-    def warm(self, release: str, *, take_over: bool = True) -> int:
-        self._store.expect(model for model, history in self._store.backend.histories().items() if history)
-        return sum(self._store.warm(release, take_over=take_over).values())
+    def warm(self, release: str) -> int:
+        return sum(self._store.warm(release).values())
 
     def stats(self) -> ServedStats:
         found = self._store.stats()
@@ -163,7 +144,7 @@ class ServedStore(ServedLookup):
             found.cache_budget,
             found.total("evictions"),
             found.releases,
-            self._store.backend.nodes(),
+            found.nodes,
         )
 
     def close(self) -> None:

@@ -1,77 +1,66 @@
-"""EmbeddingStore: dedupe → cache → one fetch of the misses, for all tables of a request at once."""
+"""EmbeddingStore: dedupe → cache → one fetch of the misses → stand-ins for what cannot be had; all tables at once."""
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from embedding_store.backend import Backend
-from embedding_store.batch import batch_of, row_starts
-from embedding_store.cache import TableStats, default_row
-from embedding_store.caches import CacheBudget
-from embedding_store.dedupe import dedupe
-from embedding_store.errors import UnknownRelease
-from embedding_store.lookup import ABSENT, FOUND, EmbeddingLookup, LookupReply, TableRows
-from embedding_store.release import ReleaseManifest, TableInfo
+from embedding_store.batch import FetchedRows, IdBatch, batch_of, copy_rows, row_offsets, row_starts
+from embedding_store.cache_owners import TableStats
+from embedding_store.dedupe import dedupe_tables
+from embedding_store.degrade import DegradePolicy
+from embedding_store.errors import StoreUnavailable, UnknownRelease
+from embedding_store.fallback import CachedRelease, Degraded, Fallback
+from embedding_store.hot_cache import HotCache
+from embedding_store.lookup import ABSENT, FOUND, STALE, UNAVAILABLE, EmbeddingLookup, LookupReply, TableRows
+from embedding_store.misses import MissQueue
+from embedding_store.release import ReleaseManifest
+from embedding_store.release_view import ReleaseView
+from embedding_store.store_stats import RowCounts, StoreStats, TableCounts
+from embedding_store.warming import warm
 
-_WARM_CHUNK = 8192  # ids per fetch
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """Since the store was opened. Ratios count distinct ids of a look-up, see `cache.TableStats`."""
-
-    address: str
-    lookups: int
-    ids: int  # asked, duplicates and all
-    cache_budget: int  # bytes
-    cache_bytes: int  # allocated
-    releases: Mapping[str, Mapping[str, TableStats]]  # by release, by table
-
-    def total(self, counter: str) -> int:
-        """Sum over releases and tables of one of TableStats' numbers."""
-        return sum(int(getattr(table, counter)) for tables in self.releases.values() for table in tables.values())
-
-    @property
-    def hit_rate(self) -> float:
-        """0 … 1; 0 before the first look-up."""
-        hits = self.total("hits")
-        return hits / max(1, hits + self.total("misses"))
+_log = logging.getLogger(__name__)
+_LOG_SECONDS = 10.0  # between two lines about degraded look-ups of one release
 
 
 @dataclass(frozen=True, slots=True)
-class _Pending:
-    """One table of a look-up under way: which of its distinct ids the cache does not have."""
-
-    unique: NDArray[np.int64]
-    misses: NDArray[np.int64]
-    reply: TableRows
-
-
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """A look-up between its halves. Where `missing` (distinct ids by table) is empty, `complete` waits for nobody."""
+class Misses:
+    """A look-up between its halves: what the cache did not have, and where its rows go (see `EmbeddingStore.begin`)."""
 
     release: str
-    pending: Mapping[str, _Pending]
-    missing: Mapping[str, NDArray[np.int64]]
+    batch: IdBatch
+    out: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    status: NDArray[np.uint8]
+    positions: NDArray[np.int64]
 
 
-class _Tables:
-    """What a look-up needs of a release, by table name."""
+class _Served(CachedRelease):
+    """A release in use."""
 
-    def __init__(self, manifest: ReleaseManifest) -> None:
-        self.manifest = manifest
-        self.infos = {table.name: table for table in manifest.tables}
-        self.defaults = {table.name: default_row(table) for table in manifest.tables}
+    def __init__(self, manifest: ReleaseManifest, backend: Backend, cache: HotCache, policy: DegradePolicy) -> None:
+        super().__init__(ReleaseView(manifest), cache.tables(manifest))
+        self.queue = MissQueue(self._fetch, self.view.widths)
+        self.fallback = Fallback(policy, cache, self)
+        self.counts = RowCounts(len(manifest.tables))
+        self._backend = backend
+        self._cache = cache
 
-    def info(self, table: str) -> TableInfo:
-        return self.infos.get(table) or self.manifest.table(table)  # the latter raises UnknownTable
+    def fetch(self, batch: IdBatch, timeout: float | None) -> FetchedRows:
+        """Where a fetch waits for nobody, there is nothing to gain from joining it with others."""
+        return self.queue.fetch(batch, timeout) if self._backend.waits else self._fetch(batch, timeout)
+
+    def _fetch(self, batch: IdBatch, timeout: float | None) -> FetchedRows:
+        fetched = self._backend.fetch(self.view.manifest.name, batch, timeout=timeout)
+        self._cache.insert(self.cached, batch, fetched.rows, fetched.status)
+        return fetched
 
 
 class EmbeddingStore(EmbeddingLookup):
@@ -80,113 +69,152 @@ class EmbeddingStore(EmbeddingLookup):
     Thread-safe. Owns the backend: closing the store closes it.
     """
 
-    def __init__(self, backend: Backend, *, cache_bytes: int = 0) -> None:
+    def __init__(
+        self, backend: Backend, *, cache_bytes: int = 0, degrade: DegradePolicy | None = None, policy: str = "s3fifo"
+    ) -> None:
+        """policy: which entries the cache keeps, see `HotCache`. degrade: see there; strict where None."""
         self.backend = backend
-        self._budget = CacheBudget(cache_bytes)
-        self._releases: dict[str, _Tables] = {}
-        self._lookups = 0
-        self._ids = 0
+        self._cache = HotCache(cache_bytes, policy)
+        self._degrade = degrade or DegradePolicy()
+        self._served: dict[str, _Served] = {}
         self._lock = threading.Lock()
+        self._logged = -_LOG_SECONDS
 
     def manifest(self, release: str | None = None, *, model: str | None = None) -> ReleaseManifest:
-        return self._tables(self._active(model) if release is None else release).manifest
+        return self._serving(self._active(model) if release is None else release).view.manifest
 
     def lookup(
         self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
     ) -> LookupReply:
         """See EmbeddingLookup. An id of any value may be asked; the default row of an absent one has status ABSENT."""
-        return self.complete(self.probe(release, ids), timeout=timeout)
+        serving = self._serving(release)
+        asked = batch_of(serving.view.manifest, ids)
+        unique, counts, index = dedupe_tables(asked.ids, asked.counts)
+        batch = IdBatch(asked.tables, counts, unique)
+        starts = row_starts(batch, serving.view.widths)
+        out, status = np.empty(starts[-1], np.uint8), np.empty(len(unique), np.uint8)
+        misses = self.begin(release, batch, out, starts, status)
+        serving.counts.asked(asked, batch, index, None if misses is None else misses.positions)
+        if misses is not None:
+            self.finish(misses, timeout=timeout)
+        tables, first, first_asked = {}, 0, 0
+        for k, (name, wanted) in enumerate(ids.items()):
+            last, width = first + int(counts[k]), serving.view.widths[asked.tables[k]]
+            rows = out[starts[k] : starts[k + 1]].reshape(-1, width)
+            tables[name] = TableRows(rows, status[first:last], index[first_asked : first_asked + len(wanted)])
+            first, first_asked = last, first_asked + len(wanted)
+        return LookupReply(release, tables)
 
-    def probe(self, release: str, ids: Mapping[str, NDArray[np.int64]]) -> Probed:
-        """The part of a look-up that needs no backend, once the release's manifest was read."""
-        tables = self._tables(release)
-        caches = self._budget.of(tables.manifest)
-        pending: dict[str, _Pending] = {}
-        for name, wanted in ids.items():
-            unique, index = dedupe(_checked(name, wanted))
-            rows = np.empty((len(unique), tables.info(name).row_bytes), np.uint8)
-            status = np.empty(len(unique), np.uint8)
-            misses = caches[name].probe(unique, rows, status)
-            pending[name] = _Pending(unique, misses, TableRows(rows, status, index))
-        missing = {name: table.unique[table.misses] for name, table in pending.items() if len(table.misses)}
-        return Probed(release, pending, missing)
+    def begin(
+        self,
+        release: str,
+        batch: IdBatch,
+        out: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        status: NDArray[np.uint8],
+    ) -> Misses | None:
+        """The part of a look-up that needs no backend, once the release's manifest was read.
 
-    def complete(self, probed: Probed, *, timeout: float | None = None) -> LookupReply:
-        """The other part: one fetch of what the cache did not have. Raises StoreUnavailable."""
-        release, pending, missing = probed.release, probed.pending, probed.missing
-        if missing:
-            tables = self._tables(release)
-            caches = self._budget.of(tables.manifest)
-            fetched = self._fetch(release, missing, timeout)
-            for name, (rows, found) in fetched.items():
-                table = pending[name]
-                absent = _fill(table.reply.rows, table.reply.status, table.misses, rows, found, tables.defaults[name])
-                caches[name].insert(missing[name], rows, found)
-                caches[name].count_absent(absent)
-        with self._lock:
-            self._lookups += 1
-            self._ids += sum(len(table.reply.index) for table in pending.values())
-        return LookupReply(release, {name: table.reply for name, table in pending.items()})
+        The i-th id of the batch's k-th table gets its row at out[starts[k] + i · row_bytes …] (uint8, flat) and its
+        status in `status`, uint8 [n]. None: that was all. Ids may repeat. Raises UnknownRelease, StoreUnavailable.
+        """
+        serving = self._serving(release)
+        positions = self._cache.probe(serving.cached, batch, out, starts, status)
+        if len(positions):
+            return Misses(release, batch, out, starts, status, positions)
+        serving.counts.answered(batch, status)
+        return None
 
-    def _fetch(
-        self, release: str, ids: Mapping[str, NDArray[np.int64]], timeout: float | None
-    ) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
-        manifest = self._tables(release).manifest
-        batch = batch_of(manifest, ids)
-        fetched = self.backend.fetch(release, batch, timeout=timeout)
+    def finish(self, misses: Misses, *, timeout: float | None = None) -> None:
+        """The other part: one fetch of what the cache did not have, `timeout` in seconds.
+
+        Raises StoreUnavailable where the policy allows no stand-in for a row that cannot be fetched.
+        """
+        serving = self._serving(misses.release)
+        wanted, widths = misses.batch.select(misses.positions), serving.view.widths
+        fetched = serving.fetch(wanted, timeout)
+        copy_rows(
+            fetched.rows, fetched.status,
+            row_offsets(wanted.tables, wanted.counts, widths, row_starts(wanted, widths)), np.arange(len(wanted.ids)),
+            wanted.tables, wanted.counts, widths,
+            misses.positions, misses.out, misses.status,
+            row_offsets(misses.batch.tables, misses.batch.counts, widths, misses.starts),
+        )  # fmt: skip
+        missing = misses.positions[fetched.status != FOUND]
+        if len(missing):
+            serving.view.fill_defaults(misses.batch, missing, misses.out, misses.starts)
         if fetched.error is not None:
-            raise fetched.error
-        widths = np.array([table.row_bytes for table in manifest.tables], np.int64)
-        starts = row_starts(batch, widths)
-        ends = np.cumsum(batch.counts)
-        return {
-            name: (
-                fetched.rows[starts[i] : starts[i + 1]].reshape(len(wanted), -1),
-                fetched.status[ends[i] - len(wanted) : ends[i]] == FOUND,
-            )
-            for i, (name, wanted) in enumerate(ids.items())
-        }
+            unavailable = misses.positions[fetched.status == UNAVAILABLE]
+            lookup = Degraded(misses.batch, misses.out, misses.starts, misses.status, fetched.error)
+            self._log_degraded(misses, len(unavailable), fetched.error)
+            serving.fallback.stand_in(lookup, unavailable, self._previous(misses.release))
+        serving.counts.answered(misses.batch, misses.status)
 
-    def expect(self, models: Iterable[str]) -> None:
-        """Divides the cache among these models from now on, whichever is warmed or asked for first."""
-        self._budget.expect(models)
+    def _log_degraded(self, misses: Misses, unavailable: int, error: StoreUnavailable) -> None:
+        """Now and then: a store that is away would fill the log at the rate of the traffic."""
+        now = time.monotonic()
+        if now - self._logged > _LOG_SECONDS:
+            self._logged = now
+            _log.warning("%s: %d of %d ids unavailable: %s", misses.release, unavailable, len(misses.batch.ids), error)
 
-    def warm(self, release: str, *, take_over: bool = True) -> dict[str, int]:
-        """Makes the cache ready for `release` before it gets traffic: its most frequent ids, as many as fit.
+    # ---- releases
 
-        Returns rows loaded per table. Each table has a part of the budget in proportion to its bytes. `take_over`: also
-        where another release of the model has the cache and is in use; otherwise nothing is loaded then.
+    def expect(self, releases: Iterable[str]) -> None:
+        """Divides the cache for these releases at once, so that the first to be warmed does not lose rows to the next.
+
         Raises UnknownRelease, StoreUnavailable.
         """
-        manifest = self._tables(release).manifest
-        caches = self._budget.claim(manifest) if take_over else self._budget.of(manifest)
-        loaded = {}
-        for name, cache in caches.items():
-            hot = self.backend.hot_ids(release, name)[: cache.capacity]
-            for start in range(0, len(hot), _WARM_CHUNK):
-                chunk = hot[start : start + _WARM_CHUNK]
-                rows, found = self._fetch(release, {name: chunk}, None)[name]
-                cache.insert(chunk[found], rows[found], found[found], only_empty=True)
-            loaded[name] = cache.stats().entries
-        return loaded
+        self._cache.expect([self.backend.manifest(release) for release in releases])
+
+    def warm(self, release: str) -> dict[str, int]:
+        """Makes the cache ready for `release` before it gets traffic: its most frequent ids, as many as fit.
+
+        Returns rows loaded per table. Raises UnknownRelease, StoreUnavailable.
+        """
+        serving = self._serving(release)
+        return warm(self.backend, self._cache, serving.view.manifest, serving.cached)
+
+    def forget(self, release: str) -> None:
+        """Of a release that is served no more."""
+        with self._lock:
+            self._served.pop(release, None)
+        self._cache.forget(release)
 
     def stats(self) -> StoreStats:
-        releases = {
-            release: {name: cache.stats() for name, cache in caches.items()}
-            for release, caches in self._budget.all().items()
-        }
+        cached = self._cache.stats()
+        with self._lock:
+            served = dict(self._served)
+        tables = {name: _table_counts(serving, cached.releases.get(name, {})) for name, serving in served.items()}
         return StoreStats(
-            self.backend.address, self._lookups, self._ids, self._budget.budget, self._budget.bytes, releases
+            self.backend.address,
+            cached.budget,
+            cached.bytes,
+            tables,
+            {name: serving.queue.stats for name, serving in served.items()},
+            sum(serving.queue.waiting for serving in served.values()),
+            tuple(self.backend.nodes()),
         )
 
     def close(self) -> None:
         self.backend.close()
 
-    def _tables(self, release: str) -> _Tables:
-        known = self._releases.get(release)
+    def _serving(self, release: str) -> _Served:
+        known = self._served.get(release)
         if known is None:  # a release never changes, so one reading lasts
-            known = self._releases[release] = _Tables(self.backend.manifest(release))
+            known = _Served(self.backend.manifest(release), self.backend, self._cache, self._degrade)
+            with self._lock:
+                known = self._served.setdefault(release, known)
         return known
+
+    def _previous(self, release: str) -> _Served | None:
+        """The release of the same model that came into use before this one; the store need not be reachable."""
+        before = None
+        for name, serving in list(self._served.items()):
+            if name == release:
+                return before
+            if serving.view.manifest.model == release.partition("@")[0]:
+                before = serving
+        return before
 
     def _active(self, model: str | None) -> str:
         """The active release of `model`, or, where None, of the only model that has one."""
@@ -204,21 +232,22 @@ class EmbeddingStore(EmbeddingLookup):
         return active[0]
 
 
-def _checked(table: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    if ids.dtype != np.int64 or ids.ndim != 1:
-        raise ValueError(f"table {table!r}: ids must be int64 [n], not {ids.dtype} {list(ids.shape)}")
-    return np.ascontiguousarray(ids)
-
-
-@njit(cache=True, nogil=True)
-def _fill(rows, status, places, fetched, found, default):  # type: ignore[no-untyped-def]
-    """Puts what was fetched where the cache left gaps; returns how many of them are absent."""
-    absent = 0
-    for i in range(len(places)):
-        source = fetched[i] if found[i] else default
-        target = rows[places[i]]
-        for byte in range(len(default)):
-            target[byte] = source[byte]
-        status[places[i]] = FOUND if found[i] else ABSENT
-        absent += int(not found[i])
-    return absent
+def _table_counts(serving: _Served, cached: Mapping[str, TableStats]) -> dict[str, TableCounts]:
+    status, (raw, raw_misses) = serving.counts.status(), serving.counts.raw()
+    counts = {}
+    for place, table in enumerate(serving.view.manifest.tables):
+        cache = cached.get(table.name, TableStats(0, 0, 0, 0, 0, 0))
+        counts[table.name] = TableCounts(
+            hits=cache.hits,
+            misses=cache.misses,
+            raw_ids=int(raw[place]),
+            raw_misses=int(raw_misses[place]),
+            found=int(status[place, FOUND]),
+            absent=int(status[place, ABSENT]),
+            unavailable=int(status[place, UNAVAILABLE]),
+            stale=int(status[place, STALE]),
+            evictions=cache.evictions,
+            rejected=cache.rejected,
+            entries=cache.entries,
+        )
+    return counts

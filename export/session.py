@@ -12,8 +12,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from embedding_store.errors import InvalidRelease, StoreUnavailable, UnknownRelease
-from embedding_store.lookup import ABSENT, UNAVAILABLE, EmbeddingLookup, LookupReply
+from embedding_store.errors import InvalidRelease, UnknownRelease
+from embedding_store.lookup import ABSENT, STALE, UNAVAILABLE, EmbeddingLookup, LookupReply
 from embedding_store.release import TableInfo
 from export.assemble import Assembler
 from export.bundle import InvalidBundle, Manifest, read_manifest
@@ -28,11 +28,15 @@ _LOAD_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Per task one probability per candidate, float32 [N]; `absent`: how many ids have no row in their table."""
+    """Per task one probability per candidate, float32 [N], and how many ids were scored with another row than their
+    own: `absent` ones have none in their table; the others' could not be fetched, and a default row (`unavailable`) or
+    one of an earlier release (`stale`) stood in for it, where the store's policy allows that."""
 
     release: str
     tasks: dict[str, NDArray[np.float32]]
     absent: int
+    unavailable: int = 0
+    stale: int = 0
 
 
 class Scorer:
@@ -92,20 +96,15 @@ class Scorer:
 
     def fetch(self, features: FeatureBatch, *, timeout: float | None = None) -> LookupReply:
         """The rows of all tables, in one look-up. Raises UnknownRelease, StoreUnavailable."""
-        reply = self._lookup.lookup(self.release, self._assembler.ids(features), timeout=timeout)
-        for name, table in reply.tables.items():
-            unavailable = int((table.status == UNAVAILABLE).sum())
-            if unavailable:
-                raise StoreUnavailable(f"table {name!r}: {unavailable} of {len(table.status)} rows are unavailable")
-        return reply
+        return self._lookup.lookup(self.release, self._assembler.ids(features), timeout=timeout)
 
     def run(self, features: FeatureBatch, reply: LookupReply) -> Scores:
         """The graph alone, on the rows that `fetch` brought for the same features."""
         outputs: Sequence[NDArray[np.float32]] = self._session.run(
             self._outputs, self._assembler.inputs(features, reply)
         )
-        absent = sum(_count_absent(table.status, table.index) for table in reply.tables.values())
-        return Scores(reply.release, dict(zip(self._outputs, outputs, strict=True)), absent)
+        absent, unavailable, stale = _count(reply)
+        return Scores(reply.release, dict(zip(self._outputs, outputs, strict=True)), absent, unavailable, stale)
 
 
 def _difference(own: TableInfo | None, theirs: TableInfo | None) -> str:
@@ -119,10 +118,13 @@ def _difference(own: TableInfo | None, theirs: TableInfo | None) -> str:
     )
 
 
-def _count_absent(status: NDArray[np.uint8], index: NDArray[np.int64]) -> int:
-    """Ids, not rows: several ids may share a row."""
-    missing = status == ABSENT
-    return int(missing[index].sum()) if missing.any() else 0
+def _count(reply: LookupReply) -> tuple[int, int, int]:
+    """Ids that are absent, unavailable, stale; ids and not rows, of which several ids may share one."""
+    totals = np.zeros(4, np.int64)
+    for table in reply.tables.values():
+        if table.status.any():  # FOUND is 0
+            totals += np.bincount(table.status[table.index], minlength=4)
+    return int(totals[ABSENT]), int(totals[UNAVAILABLE]), int(totals[STALE])
 
 
 def _open_session(model: Path, threads: int, spin: bool) -> ort.InferenceSession:

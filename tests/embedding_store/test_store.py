@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embedding_store import caches
 from embedding_store.codec import decode
 from embedding_store.errors import UnknownRelease, UnknownTable
 from embedding_store.lookup import ABSENT, FOUND
 from embedding_store.open import open_store
 from embedding_store.publish import publish
 from embedding_store.releases import activate, rollback
-from embedding_store.served import ServedStore
 from embedding_store.store import EmbeddingStore
 from tests.embedding_store.bundles import Bundle, make_bundle
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture(params=["memmap", "redis"])
@@ -71,7 +70,9 @@ def test_random_requests(store: EmbeddingStore, bundle: Bundle, seed: int) -> No
             store.warm(bundle.name)
         check(store, bundle, random_ids(bundle, rng))
     stats = store.stats()
-    assert stats.lookups == 25
+    asked = sum(table.raw_ids for table in stats.releases[bundle.name].values())
+    answered = sum(stats.total(status) for status in ("found", "absent", "unavailable", "stale"))
+    assert asked >= answered == stats.total("hits") + stats.total("misses")
     assert stats.cache_bytes <= stats.cache_budget
     assert (stats.hit_rate > 0) == (stats.cache_budget > 0)
 
@@ -112,10 +113,12 @@ def test_absent_ids_are_counted_and_remembered(url: str, bundle: Bundle) -> None
         ids = {"user": np.array([-1, 1300, 5, -1, 5], np.int64)}
         check(store, bundle, ids)
         user = store.stats().releases[bundle.name]["user"]
-        assert (user.hits, user.misses, user.absent) == (0, 3, 2)
+        assert (user.hits, user.misses, user.found, user.absent) == (0, 3, 1, 2)
+        assert (user.raw_ids, user.raw_misses, user.raw_hit_rate) == (5, 5, 0.0)
         check(store, bundle, ids)
         user = store.stats().releases[bundle.name]["user"]
-        assert (user.hits, user.misses, user.absent) == (3, 3, 4)
+        assert (user.hits, user.misses, user.found, user.absent) == (3, 3, 2, 4)
+        assert (user.raw_ids, user.raw_misses, user.raw_hit_rate, user.hit_rate) == (10, 5, 0.5, 0.5)
 
 
 def test_the_active_release_is_followed(url: str, tmp_path: Path) -> None:
@@ -140,21 +143,31 @@ def test_the_active_release_is_followed(url: str, tmp_path: Path) -> None:
             store.manifest()
 
 
-def test_the_cache_goes_to_the_latest_release(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_versions_of_a_model_are_cached_side_by_side(url: str, tmp_path: Path) -> None:
+    """As during a roll-out, and after a rollback, which finds its rows still warm."""
     bundles = [make_bundle(tmp_path / version, int(version), version=version) for version in ("1", "2")]
     with open_store(url, cache_bytes=10_000_000) as store:
         for one in bundles:
             publish(one.folder, store.backend)
             store.warm(one.name)
         for _ in range(2):
-            check(store, bundles[0], bundles[0].hot)  # replaced: answered without a cache
-        assert all(table.bytes == 0 for table in store.stats().releases["demo@1"].values())
-        assert store.stats().releases["demo@2"]["item"].bytes > 0
-        monkeypatch.setattr(caches, "TAKEOVER_SECONDS", -1.0)  # its successor was not asked for so long
-        for _ in range(2):
-            check(store, bundles[0], bundles[0].hot)
-        demo1 = store.stats().releases["demo@1"]["item"]
-        assert (demo1.hits, demo1.misses, demo1.entries) == (500, 3 * 500, 500)  # counting went on
+            for one in bundles:
+                check(store, one, one.hot)
+        assert store.stats().total("misses") == 0
+
+
+def test_a_release_that_is_forgotten_takes_no_room(url: str, tmp_path: Path) -> None:
+    bundles = [make_bundle(tmp_path / version, int(version), version=version) for version in ("1", "2")]
+    with open_store(url, cache_bytes=10_000_000) as store:
+        for one in bundles:
+            publish(one.folder, store.backend)
+            store.warm(one.name)
+        store.forget(bundles[0].name)
+        assert list(store.stats().releases) == [bundles[1].name]
+        check(store, bundles[1], bundles[1].hot)
+        assert store.stats().total("misses") == 0
+        check(store, bundles[0], bundles[0].hot)  # who asks all the same is answered
+        assert store.stats().releases[bundles[0].name]["item"].misses == len(bundles[0].hot["item"])
 
 
 def test_what_a_look_up_refuses(url: str, bundle: Bundle) -> None:
@@ -166,56 +179,35 @@ def test_what_a_look_up_refuses(url: str, bundle: Bundle) -> None:
             store.lookup("demo@9", {})
         with pytest.raises(ValueError, match=r"table 'item': ids must be int64 \[n\], not float64 \[2\]"):
             store.lookup(bundle.name, {"item": np.zeros(2)})  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="cache_bytes is -1"):
+    with pytest.raises(ValueError, match="the cache's budget is -1 bytes"):
         open_store(url, cache_bytes=-1)
 
 
-def test_models_share_the_budget_and_leave_each_other_alone(url: str, tmp_path: Path) -> None:
+def test_models_share_the_budget(url: str, tmp_path: Path) -> None:
     bundles = [make_bundle(tmp_path / model, seed, model=model) for seed, model in enumerate(("a", "b", "c"))]
-    with open_store(url, cache_bytes=60_000) as store:
-        for count, one in enumerate(bundles, 1):
-            publish(one.folder, store.backend)
-            for other in (*bundles[:count], *bundles[:count]):  # once to come to an equal share, once to fill it
-                check(store, other, {"item": other.hot["item"][:20]})
-            before = store.stats()
-            for other in bundles[:count]:
-                check(store, other, {"item": other.hot["item"][:20]})
-            after = store.stats()
-            assert after.cache_bytes <= 60_000
-            assert after.total("misses") == before.total("misses")
-            assert after.total("hits") == before.total("hits") + 20 * count
-
-
-def test_a_sidecars_store_keeps_all_active_models_warm(url: str, tmp_path: Path) -> None:
-    bundles = [make_bundle(tmp_path / model, seed, model=model) for seed, model in enumerate(("a", "b"))]
-    store = open_store(url, cache_bytes=200_000)
-    with ServedStore(store) as served:
+    with open_store(url, cache_bytes=200_000) as store:
         for one in bundles:
             publish(one.folder, store.backend)
-            activate(store.backend, one.name)
-        for one in bundles:
-            served.warm(one.name)
-        for one in bundles:
-            check(store, one, {"item": one.hot["item"][:20]})
-        assert (store.stats().total("hits"), store.stats().total("misses")) == (40, 0)
-        assert store.stats().cache_bytes <= 200_000
-
-
-def test_an_older_release_does_not_take_the_cache_of_one_in_use(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a restart in the middle of a roll-out, when hosts that still serve the older one ask on."""
-    old, new = (make_bundle(tmp_path / day, int(day), version=day, created=f"2026-01-0{day}T00:00:00Z") for day in "12")
-    with open_store(url, cache_bytes=10_000_000) as store:
-        publish(old.folder, store.backend)
-        publish(new.folder, store.backend)
-        store.warm(new.name)
+        store.expect(one.name for one in bundles)
         for _ in range(3):
-            check(store, old, {"item": old.hot["item"]})
-            assert set(store.warm(old.name, take_over=False).values()) == {0}
-            check(store, new, {"item": new.hot["item"]})
-        assert store.stats().releases[new.name]["item"].misses == 0
-        monkeypatch.setattr(caches, "TAKEOVER_SECONDS", -1.0)  # the newer one was not asked for so long: rolled back
-        for _ in range(2):
-            check(store, old, {"item": old.hot["item"]})
-        assert store.stats().releases[old.name]["item"].hits == len(old.hot["item"])
+            for one in bundles:
+                check(store, one, {"item": one.hot["item"][:20]})
+        stats = store.stats()
+        assert stats.cache_bytes <= 200_000
+        assert stats.total("misses") == 3 * 20
+        assert stats.total("hits") == 2 * 3 * 20
+
+
+def test_misses_of_one_look_up_and_another_are_one_fetch(redis_server: RedisServer, bundle: Bundle) -> None:
+    """A stampede through the whole store: 64 threads, one GETRANGE per id as the server counts them."""
+    ids = {"user": np.arange(200, dtype=np.int64)}
+    with open_store(redis_server.url, cache_bytes=1_000_000) as store, redis_server.client() as client:
+        publish(bundle.folder, store.backend)
+        store.lookup(bundle.name, {"user": np.array([500])})  # reads the manifest, and opens a connection
+        client.config_resetstat()
+        client.execute_command("CLIENT PAUSE", 400, "ALL")  # all 64 are there before the first answer
+        with ThreadPoolExecutor(64) as threads:
+            list(threads.map(lambda _: check(store, bundle, ids), range(64)))
+        calls = client.info("commandstats")["cmdstat_getrange"]["calls"]
+    assert calls == 200
+    assert store.stats().misses[bundle.name].joined == 63 * 200

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from embedding_store.codec import encode
-from embedding_store.errors import InvalidRelease, StoreUnavailable, UnknownRelease
-from embedding_store.lookup import UNAVAILABLE, LookupReply, TableRows
+from embedding_store.errors import InvalidRelease, UnknownRelease
+from embedding_store.lookup import STALE, UNAVAILABLE, LookupReply, TableRows
 from embedding_store.memory import MemoryStore
 from embedding_store.release import ReleaseManifest
 from export.bundle import InvalidBundle, read_manifest, write_manifest
@@ -103,20 +103,22 @@ class PartlyDown(MemoryStore):
         reply = super().lookup(release, ids)
         rows = reply.tables["item_id"]
         status = rows.status.copy()
-        status[0] = UNAVAILABLE
+        status[:3] = UNAVAILABLE, STALE, STALE
         return LookupReply(release, {**reply.tables, "item_id": TableRows(rows.rows, status, rows.index)})
 
 
-def test_unavailable_rows_are_never_scored_silently(model: TinyModel) -> None:
+def test_rows_that_are_not_the_ids_own_are_counted(model: TinyModel) -> None:
     store = PartlyDown()
     store.add(
         ReleaseManifest("tiny", "1", "", model.manifest.tables),
         {t.name: encode(t.codec, model.tables[t.name]) for t in model.manifest.tables},
     )
     scorer = Scorer(model.folder, store)
-    batch = FeatureTransform(model.manifest.features).from_request(**blank_request({"item_id": 1}, {"item_id": 2}))
-    with pytest.raises(StoreUnavailable, match="table 'item_id': 1 of 2 rows are unavailable"):
-        scorer.score(batch, timeout=0.25)
+    batch = FeatureTransform(model.manifest.features).from_request(
+        **blank_request({"item_id": 1}, {"item_id": 2}, {"item_id": 2})
+    )
+    scores = scorer.score(batch, timeout=0.25)
+    assert (scores.absent, scores.unavailable, scores.stale) == (0, 1, 2)
     assert store.timeout == 0.25
 
 

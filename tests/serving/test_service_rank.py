@@ -20,7 +20,7 @@ def check_answer(model: TinyModel, request: dict[str, Any], answer: httpx.Respon
     assert answer.headers["x-torchrank-release"] == RELEASE
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
-    assert set(body) == {"release", "scores", "order", "absent"}
+    assert set(body) == {"release", "scores", "order", "absent", "unavailable", "stale"}
     assert body["release"] == RELEASE
     assert list(body["scores"]) == list(TASKS)
     for task, expected in model.expected(request["user"], request["context"], request["candidates"]).items():

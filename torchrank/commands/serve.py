@@ -16,6 +16,15 @@ import click
 )  # fmt: skip
 @click.option("--store", metavar="URL", help="Rows from this store, without a sidecar.")
 @click.option("--cache-size", default="512MiB", show_default=True, help="With --store: memory for hot rows.")
+@click.option(
+    "--on-unavailable", metavar="[TABLE=]STEPS", multiple=True,
+    help="With --store: what stands in for rows that cannot be fetched, for all tables or one: in this order, "
+    "some of cache, previous, default, error.  [default: cache,error]",
+)  # fmt: skip
+@click.option(
+    "--max-default-share", type=click.FloatRange(0, 1), default=1.0, show_default=True,
+    help="With --store: of a request's ids, how many may get default rows that way.",
+)  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
 @click.option("--variant", default="fp32", show_default=True, help="Which of the bundle's graphs: fp32, fp16.")
@@ -37,6 +46,8 @@ def serve(
     sidecar_password_file: Path | None,
     store: str | None,
     cache_size: str,
+    on_unavailable: tuple[str, ...],
+    max_default_share: float,
     host: str,
     port: int,
     variant: str,
@@ -52,11 +63,14 @@ def serve(
     import logging
 
     from embedding_store.byte_sizes import parse_size
+    from embedding_store.degrade import parse_policy
     from torchrank.commands.sidecar_password import read_password
     from torchrank.serving.launch import Options, launch
 
     if (sidecar is None) == (store is None):
         raise click.UsageError("give one of --sidecar ADDRESS and --store URL")
+    if on_unavailable and store is None:
+        raise click.UsageError("--on-unavailable goes with --store; a sidecar has an option of its own for that")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     options = Options(
         bundle=bundle,
@@ -64,6 +78,7 @@ def serve(
         sidecar_password=read_password("--sidecar-password-file", sidecar_password_file),
         store=store,
         cache_bytes=parse_size(cache_size),
+        degrade=parse_policy(on_unavailable, max_default_share),
         host=host,
         port=port,
         variant=variant,

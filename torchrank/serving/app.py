@@ -55,7 +55,7 @@ class Service:
         decoded = time.monotonic()
         self.metrics.observe_stage("decode", decoded - started)
         response = self.ranker.rank(request, timeout=None if left is None else left - (decoded - started))
-        self.metrics.observe_scores(len(request.candidates), response.absent)
+        self.metrics.observe_scores(len(request.candidates), response)
         ranked = time.monotonic()
         content = msgspec.json.encode(response)
         self.metrics.observe_stage("encode", time.monotonic() - ranked)

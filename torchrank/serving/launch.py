@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedding_store.client import SidecarClient
+from embedding_store.degrade import DegradePolicy
 from embedding_store.lookup import EmbeddingLookup
 from embedding_store.open import open_store
 from embedding_store.store import EmbeddingStore
@@ -32,6 +33,7 @@ class Options:
     sidecar_password: str | None = field(default=None, repr=False)
     store: str | None
     cache_bytes: int
+    degrade: DegradePolicy = field(default_factory=DegradePolicy)
     host: str
     port: int
     variant: str
@@ -69,7 +71,7 @@ def _open_lookup(options: Options) -> EmbeddingLookup:
     if options.sidecar is not None:
         return SidecarClient(options.sidecar, password=options.sidecar_password)
     assert options.store is not None
-    return open_store(options.store, cache_bytes=options.cache_bytes)
+    return open_store(options.store, cache_bytes=options.cache_bytes, degrade=options.degrade)
 
 
 def _warm(ranker: Ranker, options: Options) -> None:

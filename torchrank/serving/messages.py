@@ -21,12 +21,16 @@ class RankResponse(msgspec.Struct, frozen=True):
     """`scores`: per task one probability per candidate, in the request's order; `order`: candidate indices, best first.
 
     `absent` counts the request's ids that their table has no row for; those were scored with the table's default row.
+    The rows of the ids that `unavailable` and `stale` count could not be fetched: a default row, or the row of an
+    earlier release, stood in. Both are 0 unless the store's policy allows that.
     """
 
     release: str
     scores: dict[str, list[float]]
     order: list[int]
     absent: int
+    unavailable: int = 0
+    stale: int = 0
 
 
 class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from torchrank.serving.messages import RankResponse
+
 STAGES = ("decode", "features", "lookup", "graph", "encode")
 
 # Seconds. Ranking a few hundred candidates takes a few milliseconds; a look-up that misses, tens.
@@ -31,6 +33,11 @@ class ServiceMetrics:
         self._absent = Counter(
             "torchrank_absent_ids", "Ids without a row, scored with the default row", registry=self.registry
         )
+        degraded = Counter(
+            "torchrank_degraded_ids", "Ids whose row could not be fetched, by what stood in", ["status"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._degraded = {status: degraded.labels(status) for status in ("unavailable", "stale")}
         self.in_flight = Gauge("torchrank_requests_in_flight", "POST /rank being answered", registry=self.registry)
 
     def observe_stage(self, stage: str, seconds: float) -> None:
@@ -40,9 +47,11 @@ class ServiceMetrics:
         self._requests.labels(str(status)).inc()
         self._seconds.observe(seconds)
 
-    def observe_scores(self, candidates: int, absent: int) -> None:
+    def observe_scores(self, candidates: int, response: RankResponse) -> None:
         self._candidates.inc(candidates)
-        self._absent.inc(absent)
+        self._absent.inc(response.absent)
+        self._degraded["unavailable"].inc(response.unavailable)
+        self._degraded["stale"].inc(response.stale)
 
     def exposition(self) -> bytes:
         """Prometheus text format."""

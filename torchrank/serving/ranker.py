@@ -82,4 +82,6 @@ class Ranker:
             scores={task: values.tolist() for task, values in scores.tasks.items()},
             order=np.argsort(-scores.tasks[order_by], kind="stable").tolist(),  # equal scores keep the request's order
             absent=scores.absent,
+            unavailable=scores.unavailable,
+            stale=scores.stale,
         )

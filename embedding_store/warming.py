@@ -1,0 +1,46 @@
+"""Fills the cache with a release's most frequent ids before it gets traffic."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from embedding_store.backend import Backend
+from embedding_store.batch import IdBatch
+from embedding_store.cache_owners import CachedTables
+from embedding_store.hot_cache import HotCache
+from embedding_store.lookup import FOUND
+from embedding_store.release import ReleaseManifest
+
+_CHUNK = 8192  # ids per fetch
+
+
+def warm(backend: Backend, cache: HotCache, manifest: ReleaseManifest, cached: CachedTables) -> dict[str, int]:
+    """Hottest first and the tables in turn, until the hot lists end or the budget was offered once over.
+
+    Returns the rows fetched per table. Raises UnknownRelease, StoreUnavailable.
+    """
+    loaded = dict.fromkeys(manifest.places, 0)
+    hot = {name: backend.hot_ids(manifest.name, name) for name in manifest.places}
+    room = cache.budget
+    start = 0
+    while room > 0 and any(len(ids) > start for ids in hot.values()):
+        for table in manifest.tables:
+            chunk = hot[table.name][start : start + _CHUNK]
+            if len(chunk) and room > 0:
+                _load(backend, cache, manifest, cached, table.name, chunk)
+                loaded[table.name] += len(chunk)
+                room -= len(chunk) * table.row_bytes
+        start += _CHUNK
+    return loaded
+
+
+def _load(
+    backend: Backend, cache: HotCache, manifest: ReleaseManifest, cached: CachedTables, table: str, ids: np.ndarray
+) -> None:
+    place = np.array([manifest.places[table]], np.int64)
+    batch = IdBatch(place, np.array([len(ids)], np.int64), ids)
+    fetched = backend.fetch(manifest.name, batch)
+    if fetched.error is not None:
+        raise fetched.error
+    fetched.status[fetched.status != FOUND] = 255  # an absent id in a hot list is no reason to keep it
+    cache.insert(cached, batch, fetched.rows, fetched.status, warming=True)
