@@ -115,8 +115,8 @@ def test_pages_are_evicted(redis_server: RedisServer, traffic: Traffic, bundle: 
     """Somebody turns an eviction policy on: pages vanish, which is damage and not absence."""
     with redis_server.client() as client:
         client.config_set("maxmemory-policy", "allkeys-random")
-        client.config_set("maxmemory", "1mb")
-        client.set("filler", "x" * 300_000)
+        client.config_set("maxmemory", client.info("memory")["used_memory"] - 100_000)  # half of what the pages take
+        client.set("filler", "x")
         traffic.wait_until_degraded()
         client.config_set("maxmemory", "0")
         client.config_set("maxmemory-policy", "noeviction")
