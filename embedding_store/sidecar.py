@@ -98,7 +98,8 @@ class Sidecar:
             return
         listener = listen_tcp(*self._options.metrics)
         server = await serve_pages(self._pages(), listener)
-        _log.info("metrics: http://%s/metrics", tcp_address(listener).removeprefix("tcp://"))
+        self._server["metrics"] = address = tcp_address(listener).replace("tcp://", "http://")
+        _log.info("metrics: %s/metrics", address)
         try:
             yield
         finally:
