@@ -23,8 +23,8 @@ class AsyncConnection(asyncio.BufferedProtocol):
     def __init__(self) -> None:
         self.usable = False
         self._transport: asyncio.Transport
-        self._reply = ReplyReader()  # for what a sidecar says unasked: why it turns a connection away
-        self._whole: asyncio.Future[None] | None = None
+        self._reply = ReplyReader()  # at first for what a sidecar says unasked: why it turns a connection away
+        self._answer: asyncio.Future[ReplyReader] | None = None
         self._end: Exception | None = None  # why nothing more can be asked
 
     async def exchange(self, exchange: Exchange, seconds: float) -> NDArray[np.uint8]:
@@ -36,11 +36,11 @@ class AsyncConnection(asyncio.BufferedProtocol):
         if self._end is not None:
             raise self._end
         self._reply = ReplyReader(exchange.length)
-        self._whole = asyncio.get_running_loop().create_future()
+        self._answer = asyncio.get_running_loop().create_future()
         self._transport.writelines(exchange.request(seconds))
-        await self._whole
+        reply = await self._answer
         self.usable = self._end is None
-        return self._reply.content()
+        return reply.content()
 
     def close(self) -> None:
         self.usable = False
@@ -61,26 +61,29 @@ class AsyncConnection(asyncio.BufferedProtocol):
             self._fail(error)
             self._transport.abort()
             return
-        if whole and self._whole is not None and not self._whole.done():
-            self._whole.set_result(None)
-        elif whole:
-            self._fail(self._last_words())
+        if not whole:
+            return
+        reply, self._reply = self._reply, ReplyReader()  # a loop may ask for a buffer again before it finds no more
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(reply)
+        else:
+            self._fail(_unasked(reply))
 
     def connection_lost(self, error: Exception | None) -> None:
         self._fail(error or ConnectionResetError("the sidecar closed the connection"))
 
-    def _last_words(self) -> Exception:
-        try:
-            found = self._reply.content().tobytes()[:40]
-        except ErrorReplyError as error:
-            return error
-        return ProtocolError(f"the sidecar sent {found!r} unasked")
-
     def _fail(self, error: Exception) -> None:
         self._end = self._end or error
         self.usable = False
-        if self._whole is not None and not self._whole.done():
-            self._whole.set_exception(self._end)
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(self._end)
+
+
+def _unasked(reply: ReplyReader) -> Exception:
+    try:
+        return ProtocolError(f"the sidecar sent {reply.content().tobytes()[:40]!r} unasked")
+    except ErrorReplyError as error:
+        return error
 
 
 async def connect(address: Address) -> AsyncConnection:
