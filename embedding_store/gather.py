@@ -1,4 +1,4 @@
-"""Kernels over encoded rows: fetch them, pool them, pad them. A row is decoded where it is used, never before.
+"""Kernels that pool and pad encoded rows. A row is decoded where it is used, never before.
 
 Shapes: m distinct rows, n asked ids, r output rows, T steps of a sequence, D columns of the output.
 """
@@ -15,20 +15,6 @@ from embedding_store.half import float_to_half, half_to_float
 from embedding_store.release import Codec
 
 _KERNEL_TYPES: dict[Codec, type[np.generic]] = {"fp32": np.float32, "fp16": np.uint16, "int8": np.uint8}
-
-
-@njit(cache=True, nogil=True)
-def take_rows(
-    table: NDArray[np.uint8], ids: NDArray[np.int64], rows: NDArray[np.uint8], found: NDArray[np.bool_]
-) -> None:
-    """rows[i] = table[ids[i]]; an id outside the table leaves its row as it is and found[i] False."""
-    n_rows, width = table.shape
-    for i in range(len(ids)):
-        row = ids[i]
-        found[i] = 0 <= row < n_rows
-        if found[i]:
-            for byte in range(width):
-                rows[i, byte] = table[row, byte]
 
 
 def _tail(row: NDArray[np.generic]) -> tuple[np.float32, np.float32]:

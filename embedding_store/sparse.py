@@ -34,6 +34,12 @@ def mixed_ids(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
     return mixed
 
 
+@njit(cache=True, nogil=True, inline="always")
+def expected_row(key: np.int64, rows: int) -> int:
+    """Where the id lies among so many in their order, or would lie: exact to some √rows places."""
+    return int(np.float64(mix(key)) * (rows * _PART_OF_ALL))
+
+
 @njit(cache=True, nogil=True)
 def find_row(ids: NDArray[np.int64], key: np.int64) -> int:
     """The place of `key` among the ids of a table in their order, or NOT_THERE.
@@ -44,7 +50,7 @@ def find_row(ids: NDArray[np.int64], key: np.int64) -> int:
     wanted = mix(key)
     rows_per_mix = len(ids) * _PART_OF_ALL
     low, high = 0, len(ids)  # it can only be in low … high - 1
-    guess = int(np.float64(wanted) * rows_per_mix)
+    guess = expected_row(key, len(ids))
     tries = 0
     while low < high:
         guess = min(max(guess, low), high - 1)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numba import njit
 
 from embedding_store.codec import CODECS, decode, encode
-from embedding_store.gather import pad_into, pool_into, take_rows
+from embedding_store.gather import pad_into, pool_into
 from embedding_store.half import float_to_half
 from embedding_store.release import Codec
 
@@ -128,16 +128,6 @@ def test_every_half_is_decoded_in_kernels() -> None:
     out = np.empty((256, 1, 256), np.float32)
     pad_into("fp16", bits.view(np.uint8), np.arange(256), np.arange(257), out)
     np.testing.assert_array_equal(out[:, 0].view(np.uint32), bits.view(np.float16).astype(np.float32).view(np.uint32))
-
-
-def test_take_rows_leaves_unknown_ids_alone() -> None:
-    rng = np.random.default_rng(0)
-    table = rng.integers(0, 256, (50, 9)).astype(np.uint8)
-    ids = np.array([0, 49, 50, -1, -(2**63), 2**63 - 1, 7])
-    rows, found = np.full((7, 9), 255, np.uint8), np.empty(7, np.bool_)
-    take_rows(table, ids, rows, found)
-    assert found.tolist() == [True, True, False, False, False, False, True]
-    np.testing.assert_array_equal(rows, np.where(found[:, None], table[np.where(found, ids, 0)], 255))
 
 
 def test_arguments_that_do_not_fit() -> None:

@@ -1,0 +1,163 @@
+"""Kernels that read rows of many mapped tables in one call: entering a call takes longer than reading a few rows.
+
+System calls are made from within, without the interpreter: `lseek` tells a file's size, `posix_fadvise` starts reading
+a page of it, `getrusage` tells whether anything was read from disk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from embedding_store.lookup import ABSENT, FOUND, UNAVAILABLE
+from embedding_store.sparse import NOT_THERE, expected_row, find_row
+
+# Columns of the int64 [tables, COLUMNS] that describes mapped tables: their files (descriptor, address of the mapping,
+# size in bytes) and rows. IDS_FILE is -1 for dense ids, FILE is -1 for a table that is not mapped.
+FILE, ADDRESS, SIZE, IDS_FILE, IDS_ADDRESS, IDS_SIZE, ROWS, WIDTH = range(8)
+COLUMNS = 8
+
+_PAGE = 4096  # of memory; where a system's pages are larger, some are asked for twice
+_SEEK_END = 2
+_WILL_NEED = 3
+_THREAD = 1  # RUSAGE_THREAD
+_BLOCKS_READ = 11  # place of ru_inblock in struct rusage, as 64-bit words
+_USAGE_WORDS = 18
+
+_lseek: Any = types.ExternalFunction("lseek", types.int64(types.int32, types.int64, types.int32))
+_fadvise: Any = types.ExternalFunction("posix_fadvise", types.int32(types.int32, types.int64, types.int64, types.int32))
+_getrusage: Any = types.ExternalFunction("getrusage", types.int32(types.int32, types.voidptr))
+
+
+def _int_to_pointer(typing_context: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+_pointer: Any = intrinsic(_int_to_pointer)  # for kernels: an int64 as a pointer
+
+
+@njit(cache=True, nogil=True)
+def fetch_rows(
+    mapped: NDArray[np.int64],
+    tables: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    rows: NDArray[np.uint8],
+    status: NDArray[np.uint8],
+    ahead: bool,
+) -> tuple[int, int]:
+    """The rows of an IdBatch into `rows` and `status`, as in FetchedRows, out of the tables that `mapped` describes.
+
+    `ahead`: starts reading all pages before it waits for the first. Rows of a table that is not mapped, or whose files
+    do not have their size (any more), are UNAVAILABLE. Returns the place of the last such table or -1, and how many
+    blocks of 512 bytes were read from disk.
+    """
+    blocks_before = _blocks_read()
+    if ahead:
+        _read_ids_ahead(mapped, tables, counts, ids)
+    places = np.empty(len(ids), np.int64)
+    whole = np.empty(len(tables), np.bool_)
+    first = 0
+    for k in range(len(tables)):
+        table, last = mapped[tables[k]], first + counts[k]
+        whole[k] = counts[k] == 0 or _is_whole(table)
+        if whole[k]:
+            _find(table, ids[first:last], places[first:last])
+            if ahead:
+                _read_rows_ahead(table, places[first:last])
+        first = last
+    lost = _take_all(mapped, tables, counts, places, whole, rows, status)
+    return lost, _blocks_read() - blocks_before
+
+
+@njit(cache=True, nogil=True)
+def _take_all(mapped, tables, counts, places, whole, rows, status):  # type: ignore[no-untyped-def]
+    lost = -1
+    first = start = 0
+    for k in range(len(tables)):
+        table = mapped[tables[k]]
+        last, end = first + counts[k], start + counts[k] * table[WIDTH]
+        if whole[k]:
+            _take(table, places[first:last], rows[start:end], status[first:last])
+        # Once more: where a file was cut off meanwhile, the rest of its last page reads as zeros.
+        if counts[k] and not (whole[k] and _is_whole(table)):
+            status[first:last] = UNAVAILABLE
+            lost = tables[k]
+        first, start = last, end
+    return lost
+
+
+@njit(cache=True, nogil=True)
+def _find(table, ids, places):  # type: ignore[no-untyped-def]
+    rows = table[ROWS]
+    if table[IDS_FILE] < 0:
+        for i in range(len(ids)):
+            places[i] = ids[i] if 0 <= ids[i] < rows else NOT_THERE
+    else:
+        known = carray(_pointer(table[IDS_ADDRESS]), (rows,), np.int64)
+        for i in range(len(ids)):
+            places[i] = find_row(known, ids[i])
+
+
+@njit(cache=True, nogil=True)
+def _take(table, places, rows, status):  # type: ignore[no-untyped-def]
+    width = table[WIDTH]
+    pages = carray(_pointer(table[ADDRESS]), (table[ROWS], width), np.uint8)
+    for i in range(len(places)):
+        status[i] = FOUND if places[i] >= 0 else ABSENT
+        if places[i] >= 0:
+            row, target = pages[places[i]], rows[i * width : (i + 1) * width]
+            for byte in range(width):
+                target[byte] = row[byte]
+
+
+@njit(cache=True, nogil=True)
+def _read_ids_ahead(mapped, tables, counts, ids):  # type: ignore[no-untyped-def]
+    """Around where each raw id is expected: two of three lie within √n / 2 places of it."""
+    first = 0
+    for k in range(len(tables)):
+        table = mapped[tables[k]]
+        around = 8 * int(np.sqrt(table[ROWS]) / 2)
+        for i in range(first, first + counts[k]):
+            if table[IDS_FILE] >= 0:
+                expected = 8 * expected_row(ids[i], table[ROWS])
+                _read_ahead(table[IDS_FILE], expected - around, expected + around)
+        first += counts[k]
+
+
+@njit(cache=True, nogil=True)
+def _read_rows_ahead(table, places):  # type: ignore[no-untyped-def]
+    width = table[WIDTH]
+    for i in range(len(places)):
+        if places[i] >= 0:
+            _read_ahead(table[FILE], places[i] * width, (places[i] + 1) * width - 1)
+
+
+@njit(cache=True, nogil=True)
+def _read_ahead(file, first_byte, last_byte):  # type: ignore[no-untyped-def]
+    start = max(0, first_byte) // _PAGE * _PAGE
+    _fadvise(np.int32(file), start, (last_byte // _PAGE + 1) * _PAGE - start, np.int32(_WILL_NEED))
+
+
+@njit(cache=True, nogil=True)
+def _is_whole(table):  # type: ignore[no-untyped-def]
+    """Touching what a mapped file does not have (any more) would kill the process."""
+    if table[FILE] < 0 or _lseek(np.int32(table[FILE]), 0, np.int32(_SEEK_END)) != table[SIZE]:
+        return False
+    return table[IDS_FILE] < 0 or _lseek(np.int32(table[IDS_FILE]), 0, np.int32(_SEEK_END)) == table[IDS_SIZE]
+
+
+@njit(cache=True, nogil=True)
+def _blocks_read():  # type: ignore[no-untyped-def]
+    """By this thread, as long as it lives."""
+    usage = np.zeros(_USAGE_WORDS, np.int64)
+    _getrusage(np.int32(_THREAD), usage.ctypes)
+    return usage[_BLOCKS_READ]
