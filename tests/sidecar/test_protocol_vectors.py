@@ -12,6 +12,7 @@ import pytest
 
 from embedding_store import resp
 from embedding_store.errors import ProtocolError
+from embedding_store.lookup import STALE, UNAVAILABLE
 from embedding_store.protocol import ReplyLayout, decode_request, encode_request, request_names
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
@@ -28,8 +29,8 @@ REFUSED = [name for name in VECTORS if name.startswith("refused")]
 
 
 def test_all_vectors_were_read() -> None:
-    assert set(VECTORS) - set(REFUSED) == {"request", "reply", "command", "answer"}
-    assert len(VECTORS) == DOCUMENT.read_text().count("```vector") == 11
+    assert set(VECTORS) - set(REFUSED) == {"request", "reply", "degraded reply", "command", "answer"}
+    assert len(VECTORS) == DOCUMENT.read_text().count("```vector") == 12
 
 
 def test_request() -> None:
@@ -76,6 +77,13 @@ def test_reply() -> None:
     np.testing.assert_array_equal(found_status, [0, 1, 0])
     assert none.shape == (0, 4)
     assert np.shares_memory(found, out)
+
+
+def test_a_degraded_reply() -> None:
+    payload = np.frombuffer(VECTORS["degraded reply"], np.uint8)
+    (rows, status), _ = ReplyLayout("feed@v1", [6, 4]).read(payload, np.array([3, 0]))
+    np.testing.assert_array_equal(status, [STALE, UNAVAILABLE, UNAVAILABLE])
+    np.testing.assert_array_equal(rows, [[1, 2, 3, 4, 5, 6], [9] * 6, [9] * 6])
 
 
 @pytest.mark.parametrize("seed", range(30))
