@@ -32,6 +32,11 @@ class Breaker:
         return self._failures >= FAILURES
 
     @property
+    def lets(self) -> bool:
+        """Whether `allowance` would be more than 0."""
+        return not self.open or self._clock() >= self._closed_until
+
+    @property
     def reason(self) -> str:
         """Of the last failure."""
         return self._reason

@@ -2,7 +2,8 @@
 
 memmap://DIR                                      files; DIR absolute (memmap:///var/store) or relative
 redis://[USER[:PASSWORD]@]HOST[:PORT][/DB]        rediss:// with TLS
-redis+unix://[USER[:PASSWORD]@]/path/to/socket    options: `redis_url.py`
+redis+unix://[USER[:PASSWORD]@]/path/to/socket
+redis+cluster://[USER[:PASSWORD]@]HOST[:PORT][,HOST[:PORT]…]      rediss+cluster:// with TLS; options: `redis_url.py`
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from embedding_store.degrade import DegradePolicy
 from embedding_store.errors import InvalidStoreURL
 from embedding_store.store import EmbeddingStore
 
-REDIS_SCHEMES = ("redis", "rediss", "redis+unix")
+REDIS_SCHEMES = ("redis", "rediss", "redis+unix", "redis+cluster", "rediss+cluster")
 
 
 def open_backend(url: str) -> Backend:

@@ -16,6 +16,7 @@ from embedding_store.backend import Backend, History, NodeStats, ReleaseWriter, 
 from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.codec import check_name
 from embedding_store.errors import UnknownRelease
+from embedding_store.redis_cluster import ClusterReader
 from embedding_store.redis_control import connect, errors
 from embedding_store.redis_keys import Record, control_key, decode_record, page_key
 from embedding_store.redis_read import RedisReader
@@ -36,7 +37,7 @@ class RedisBackend(Backend):
     def __init__(self, address: RedisAddress) -> None:
         self._address = address
         self._records: dict[str, Record] = {}
-        self._reader = RedisReader(address)
+        self._reader = ClusterReader(address) if address.cluster else RedisReader(address)
         self._control: redis.Redis | None = None
         self._lock = threading.Lock()
 

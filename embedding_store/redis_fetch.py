@@ -10,7 +10,7 @@ from embedding_store.batch import FetchedRows, IdBatch, row_starts
 from embedding_store.errors import StoreUnavailable
 from embedding_store.lookup import ABSENT, UNAVAILABLE
 from embedding_store.redis_keys import Record, page_key
-from embedding_store.redis_wire import LOST, PAGE_ROWS, ROW_BYTES, ROWS, WAITING, decode, encode
+from embedding_store.redis_wire import LOST, PAGE_ROWS, REFUSED, ROW_BYTES, ROWS, WAITING, decode, encode
 
 Decoded = tuple[int, int, int, bool]
 
@@ -83,6 +83,12 @@ class PageFetch:
         """Those of the commands, int64 [m], that have this outcome so far."""
         chosen: NDArray[np.int64] = commands[self.outcome[commands] == outcome]
         return chosen
+
+    def unanswered(self, commands: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the commands that a node has left, or refused."""
+        outcome = self.outcome[commands]
+        left: NDArray[np.int64] = commands[(outcome == WAITING) | (outcome == REFUSED)]
+        return left
 
     def encode(
         self, commands: NDArray[np.int64], first: int, most: int, asking: bool, buffer: NDArray[np.uint8]

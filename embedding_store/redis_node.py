@@ -42,7 +42,8 @@ class RedisNode:
         self.breaker = Breaker()
         self._tls = tls
         self._idle: list[RedisConnection] = []
-        self._free = threading.Semaphore(address.connections)
+        self._in_use = 0
+        self._closed = False
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._fetches = self._failures = 0
@@ -60,8 +61,14 @@ class RedisNode:
         Raises StoreUnavailable: not reachable, too slow, or its breaker is open. What came before stays.
         """
 
+        fetch.outcome[commands] = WAITING
+        tried = False
+
         def exchange(connection: RedisConnection, limit: float) -> Talk[Refusals]:
-            return connection.ask(fetch, fetch.having(commands, WAITING), limit, asking)
+            nonlocal tried
+            left = fetch.having(commands, WAITING) if tried else commands
+            tried = True
+            return connection.ask(fetch, left, limit, asking)
 
         began = time.monotonic()
         try:
@@ -83,6 +90,10 @@ class RedisNode:
             )
 
     def close(self) -> None:
+        self._closed = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
@@ -121,25 +132,26 @@ class RedisNode:
         return StoreUnavailable(reason)
 
     def _on_a_connection(self, exchange: Callable[[RedisConnection, float], Talk[T]], limit: float) -> Talk[T]:
-        while not self._free.acquire(blocking=False):
+        while not self._reserve():
             try:
                 yield from pause(_BUSY_PAUSE, limit)
             except TimeoutError as error:
                 raise _BusyError from error
         try:
-            connection = self._take()
+            connection = self._take_idle()
             if connection is not None:
                 try:
                     return (yield from self._exchange(connection, exchange, limit))
                 except (ConnectionResetError, BrokenPipeError):
                     if connection.heard:
                         raise
-                    self.close()  # closed while idle, as when the server was restarted: a new connection tells
+                    self._close_idle()  # closed while idle, as when the server was restarted: a new connection tells
             opening = min(limit, time.monotonic() + self.address.connect_timeout)
             connection = yield from open_connection(self.address, self._tls, opening)
             return (yield from self._exchange(connection, exchange, limit))
         finally:
-            self._free.release()
+            with self._lock:
+                self._in_use -= 1
 
     def _exchange(
         self, connection: RedisConnection, exchange: Callable[[RedisConnection, float], Talk[T]], limit: float
@@ -150,13 +162,23 @@ class RedisNode:
             connection.close()  # replies may still be under way: this connection cannot be used again
             raise
         with self._lock:
-            self._idle.append(connection)
+            if not self._closed:
+                self._idle.append(connection)
+                return result
+        connection.close()
         return result
 
-    def _take(self) -> RedisConnection | None:
+    def _reserve(self) -> bool:
+        """Whether one more connection may be used now."""
         with self._lock:
             if self._process != os.getpid():  # after a fork these sockets are the parent's
-                self._process, self._idle = os.getpid(), []
+                self._process, self._idle, self._in_use = os.getpid(), [], 0
+            free = self._in_use < self.address.connections
+            self._in_use += free
+            return free
+
+    def _take_idle(self) -> RedisConnection | None:
+        with self._lock:
             return self._idle.pop() if self._idle else None
 
     def _count(self, seconds: float, *, failed: bool) -> None:

@@ -24,7 +24,7 @@ class RedisServer:
         # Not under pytest's tmp_path: a socket's path may have 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="torchrank-redis-"))
         self.socket = self.folder / "redis.sock"
-        self.port = _free_port()
+        self.port = free_port()
         self._command = [
             executable, "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket),
             "--dir", str(self.folder), "--save", "", "--appendonly", "no", *options,
@@ -84,7 +84,7 @@ class RedisServer:
             return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,15 +22,19 @@ from embedding_store.open import open_backend
 from embedding_store.publish import publish
 from embedding_store.releases import activate, list_releases, rollback
 from tests.embedding_store.bundles import Bundle, check_rows, fetch, make_bundle
+from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer
 
-BACKENDS = ("memmap", "redis+unix", "redis")
+BACKENDS = ("memmap", "redis+unix", "redis", "redis+cluster")
 
 
 @pytest.fixture(params=BACKENDS)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "memmap":
         return f"memmap://{tmp_path / 'store'}"
+    if request.param == "redis+cluster":
+        cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+        return f"{cluster.url}?prefix={secrets.token_hex(8)}"
     server: RedisServer = request.getfixturevalue("redis_server")
     return server.url if request.param == "redis+unix" else f"{server.tcp_url}/3?prefix=shop"
 

@@ -1,0 +1,209 @@
+"""Rows fetched out of Redis beside redis-py with hiredis, and the memory that they take there.
+
+    python scripts/bench/store.py [--rows 1000000] [--blocks 40] [--json]
+
+Random rows of 128 bytes, 1,024 and 10,000 distinct ids at a time, over a unix socket to a redis-server of the
+benchmark's own, in turns: this store's fetch; `mget`, one key per row (`item:ID`, in a database of its own); and
+redis-py's pipeline of GETRANGE on this store's pages. Each goes from an array of ids to an array of rows. The server's
+CPU time is what its INFO says of its main thread. Memory is `used_memory` before and after publishing, per byte of the
+rows. Ratios of speed above 1 mean that ours is faster. One thread; medians over blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import redis
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from embedding_store.backend import Backend, namespace
+from embedding_store.batch import IdBatch
+from embedding_store.open import open_backend
+from embedding_store.pages import PageWriter
+from embedding_store.publish import publish
+from embedding_store.redis_keys import page_key
+from embedding_store.release import ReleaseManifest
+
+WIDTHS = (32, 64, 128, 256)  # bytes of a row
+FETCHED_WIDTH = 128
+BATCHES = {1024: 20, 10_000: 3}  # ids of a fetch: fetches of a block
+_CHUNK = 50_000  # rows
+
+Fetch = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[Path]:
+    """A fresh redis-server; gives its socket."""
+    socket = folder / "redis.sock"
+    server = subprocess.Popen(
+        ["redis-server", "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        while not socket.exists():
+            if server.poll() is not None:
+                raise SystemExit("redis-server did not start")
+            time.sleep(0.02)
+        yield socket
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def write_bundle(folder: Path, rows: int, width: int) -> ReleaseManifest:
+    rng = np.random.default_rng(width)
+    (folder / "tables").mkdir(parents=True)
+    with PageWriter(folder / "tables", "item", "fp32", width // 4) as writer:
+        for start in range(0, rows, _CHUNK):
+            writer.append(rng.random((min(_CHUNK, rows - start), width // 4), np.float32))
+        manifest = ReleaseManifest("bench", str(width), "2026-01-01T00:00:00Z", (writer.finish(),))
+    (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    return manifest
+
+
+def measure_memory(client: redis.Redis, backend: Backend, bundle: Path, payload: int) -> float:
+    """Bytes that publishing takes, per byte of `payload`."""
+    before = used_memory(client)
+    publish(bundle, backend)
+    return (used_memory(client) - before) / payload
+
+
+def used_memory(client: redis.Redis) -> int:
+    """When the buffers of connections have shrunk."""
+    time.sleep(0.5)
+    return int(cast(dict[str, Any], client.info("memory"))["used_memory"])
+
+
+class Sides:
+    """The three ways from ids int64 [n] to rows uint8 [n, width], over one server."""
+
+    def __init__(self, backend: Backend, manifest: ReleaseManifest, socket: Path, pages: Path) -> None:
+        self._backend, self._manifest, self._table = backend, manifest, manifest.tables[0]
+        self._prefix = page_key("torchrank", namespace(manifest), self._table.name, "").encode()
+        self._client = redis.Redis(unix_socket_path=str(socket), protocol=2)
+        self._keyed = redis.Redis(unix_socket_path=str(socket), protocol=2, db=1)
+        self.rows = np.fromfile(pages, np.uint8).reshape(-1, self._table.row_bytes)
+        for start in range(0, len(self.rows), _CHUNK):
+            part = self.rows[start : start + _CHUNK]
+            self._keyed.mset({f"item:{start + i}": row.tobytes() for i, row in enumerate(part)})
+
+    def all(self) -> dict[str, Fetch]:
+        return {"fetch": self.fetch, "mget": self.mget, "pipeline": self.pipeline}
+
+    def fetch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        batch = IdBatch(np.zeros(1, np.int64), np.array([len(ids)]), ids)
+        fetched = self._backend.fetch(self._manifest.name, batch, timeout=60)
+        if fetched.error is not None:
+            raise fetched.error
+        return fetched.rows.reshape(len(ids), -1)
+
+    def mget(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        replies = cast(list[bytes], self._keyed.mget([b"item:%d" % row for row in ids.tolist()]))
+        return np.frombuffer(b"".join(replies), np.uint8).reshape(len(ids), -1)
+
+    def pipeline(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        page_rows, width = self._table.page_rows, self._table.row_bytes
+        pipeline = self._client.pipeline(transaction=False)
+        for row in ids.tolist():
+            start = row % page_rows * width
+            pipeline.getrange(self._prefix + b"%d" % (row // page_rows), start, start + width - 1)
+        return np.frombuffer(b"".join(pipeline.execute()), np.uint8).reshape(len(ids), -1)
+
+    def server_seconds(self) -> float:
+        """CPU time of the server's main thread."""
+        cpu = cast(dict[str, float], self._client.info("cpu"))
+        return cpu["used_cpu_user_main_thread"] + cpu["used_cpu_sys_main_thread"]
+
+
+def measure_fetches(sides: Sides, size: int, per_block: int, blocks: int, rng: np.random.Generator) -> dict[str, float]:
+    """Milliseconds of each side for one fetch of `size` ids, and its wall time over the server's CPU time."""
+
+    def ids() -> NDArray[np.int64]:
+        return rng.permutation(np.unique(rng.integers(0, len(sides.rows), size + size // 8)))[:size]
+
+    for name, fetch in sides.all().items():
+        some = ids()
+        if not np.array_equal(fetch(some), sides.rows[some]):
+            raise SystemExit(f"{name} gives wrong rows")
+    wall: dict[str, list[float]] = {name: [] for name in sides.all()}
+    over_server: list[float] = []
+    for _ in range(blocks):
+        for name, fetch in sides.all().items():
+            batches = [ids() for _ in range(per_block)]
+            server, began = sides.server_seconds(), time.perf_counter()
+            for batch in batches:
+                fetch(batch)
+            elapsed = time.perf_counter() - began
+            wall[name].append(elapsed / per_block * 1e3)
+            if name == "fetch":
+                over_server.append(elapsed / (sides.server_seconds() - server))
+    figures = {f"{name}_ms.{size}": statistics.median(values) for name, values in wall.items()}
+    return figures | {f"wall_vs_server_cpu.{size}": statistics.median(over_server)}
+
+
+def run(options: argparse.Namespace) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for width in WIDTHS:
+        with tempfile.TemporaryDirectory() as name, redis_server(Path(name)) as socket:
+            bundle = Path(name) / "bundle"
+            manifest = write_bundle(bundle, options.rows, width)
+            with redis.Redis(unix_socket_path=str(socket)) as client, open_backend(f"redis+unix://{socket}") as backend:
+                ratio = measure_memory(client, backend, bundle, options.rows * width)
+                figures[f"bytes_per_row_ratio.{width}"] = ratio
+                if width == FETCHED_WIDTH:
+                    sides = Sides(backend, manifest, socket, bundle / "tables" / "item.pages")
+                    rng = np.random.default_rng(0)
+                    for size, per_block in BATCHES.items():
+                        figures |= measure_fetches(sides, size, per_block, options.blocks, rng)
+    for peer in ("mget", "pipeline"):
+        ratios = {size: figures[f"{peer}_ms.{size}"] / figures[f"fetch_ms.{size}"] for size in BATCHES}
+        figures |= {f"fetch_vs_{peer}.{size}": ratio for size, ratio in ratios.items()}
+        figures[f"fetch_vs_{peer}"] = min(ratios.values())
+    figures["wall_vs_server_cpu"] = max(figures[f"wall_vs_server_cpu.{size}"] for size in BATCHES)
+    return figures
+
+
+def show(figures: dict[str, float], rows: int) -> None:
+    console = Console()
+    table = Table("ids", "fetch ms", "mget ms", "pipeline ms", "× mget", "× pipeline", "wall / server's CPU")
+    for size in BATCHES:
+        milliseconds = [figures[f"{name}_ms.{size}"] for name in ("fetch", "mget", "pipeline")]
+        ratios = [figures[f"{name}.{size}"] for name in ("fetch_vs_mget", "fetch_vs_pipeline", "wall_vs_server_cpu")]
+        table.add_row(f"{size:,}", *(f"{value:.2f}" for value in milliseconds + ratios))
+    table.title = f"random rows of {FETCHED_WIDTH} bytes out of {rows:,}"
+    console.print(table)
+    memory = Table("bytes a row", "Redis bytes a row", "ratio", title=f"{rows:,} rows in Redis")
+    for width in WIDTHS:
+        ratio = figures[f"bytes_per_row_ratio.{width}"]
+        memory.add_row(str(width), f"{ratio * width:.1f}", f"{ratio:.3f}")
+    console.print(memory)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--blocks", type=int, default=40, help="of fetches, for each side and number of ids")
+    parser.add_argument("--json", action="store_true", help="one JSON object after the tables")
+    options = parser.parse_args()
+    figures = run(options)
+    show(figures, options.rows)
+    if options.json:
+        print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
