@@ -23,6 +23,8 @@ from embedding_store.release import ReleaseEntry, ReleaseManifest
 
 _T = TypeVar("_T")
 _EMPTY = np.empty(0, np.int64)
+# Of the time that is left, what the sidecar is not given to wait for its store: its stand-ins need to get here, too.
+_RESERVED_SHARE, _RESERVED_SECONDS = 0.1, 0.05
 _MOST_LAYOUTS = 1024  # combinations of tables; a client asks for few
 
 Parts = Sequence[bytes | bytearray | memoryview]
@@ -67,7 +69,7 @@ class SidecarCalls:
         distinct, distinct_counts, index = dedupe_tables(asked, counts)
 
         def request(seconds: float) -> Parts:
-            head = request_layout.head(distinct_counts, seconds)
+            head = request_layout.head(distinct_counts, seconds - min(_RESERVED_SHARE * seconds, _RESERVED_SECONDS))
             opening = b"*2\r\n$9\r\nTR.LOOKUP\r\n$%d\r\n" % (len(head) + distinct.nbytes)
             return opening + head, distinct.view(np.uint8).data, b"\r\n"
 

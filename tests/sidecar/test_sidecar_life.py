@@ -92,6 +92,11 @@ def test_where_it_cannot_listen(socket_folder: Path) -> None:
         (("--socket", "s", "--cache-size", "much"), 1, "Error: size 'much': expected a number and a unit"),
         (("--socket", "s", "--socket-mode", "999"), 2, "--socket-mode 999: expected octal rights"),
         (("--socket", "s", "--store", "ftp://x"), 1, "Error: store URL has scheme 'ftp'"),
+        (
+            ("--socket", "s", "--on-unavailable", "item=zeros"),
+            1,
+            "'zeros' is unknown; accepted: cache, previous, default",
+        ),
         (("--socket", "s", "--password-file", "/none"), 1, "Error: /none: No such file or directory"),
     ],
 )

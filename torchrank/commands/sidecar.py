@@ -28,6 +28,15 @@ _FILE = click.Path(path_type=Path)
 )  # fmt: skip
 @click.option("--metrics", metavar="HOST:PORT", help="HTTP with /metrics for Prometheus and /ready; port 0: any.")
 @click.option("--cache-size", default="512MiB", show_default=True, help="Memory for hot rows.")
+@click.option(
+    "--on-unavailable", metavar="[TABLE=]STEPS", multiple=True,
+    help="What stands in for rows that cannot be fetched, for all tables or one: in this order, some of cache, "
+    "previous, default, error.  [default: cache,error]",
+)  # fmt: skip
+@click.option(
+    "--max-default-share", type=click.FloatRange(0, 1), default=1.0, show_default=True,
+    help="Of a look-up's ids, how many may get default rows that way.",
+)  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=8, show_default=True, help="Fetches at a time.")
 @click.option(
     "--poll-seconds", type=click.FloatRange(0), default=2.0, show_default=True,
@@ -55,6 +64,8 @@ def sidecar(
     password_file: Path | None,
     metrics: str | None,
     cache_size: str,
+    on_unavailable: tuple[str, ...],
+    max_default_share: float,
     threads: int,
     poll_seconds: float,
     max_degraded_share: float,
@@ -71,6 +82,7 @@ def sidecar(
     import logging
 
     from embedding_store.byte_sizes import parse_size
+    from embedding_store.degrade import parse_policy
     from embedding_store.open import open_store
     from embedding_store.served import ServedStore
     from embedding_store.sidecar import run_sidecar
@@ -96,7 +108,8 @@ def sidecar(
         poll_seconds=poll_seconds,
         max_degraded_share=max_degraded_share,
     )
-    with ServedStore(open_store(store, cache_bytes=parse_size(cache_size))) as served:
+    degrade = parse_policy(on_unavailable, max_default_share)
+    with ServedStore(open_store(store, cache_bytes=parse_size(cache_size), degrade=degrade)) as served:
         run_sidecar(served, options, functools.partial(print, flush=True))
 
 
