@@ -20,6 +20,7 @@ from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.closing import Closing
 from embedding_store.errors import ReleaseConflict
 from embedding_store.release import ReleaseManifest, TableInfo
+from embedding_store.sparse_pages import BucketRun
 
 # Releases a model was served from, oldest first; the last one is active. Rollback drops the last.
 History = tuple[str, ...]
@@ -73,6 +74,17 @@ class ReleaseWriter(Closing):
     @abstractmethod
     def read(self, table: TableInfo, first_page: int, pages: int) -> bytes:
         """The pages as the store has them, one after another; shorter where the store has lost something."""
+
+    @abstractmethod
+    def write_buckets(self, table: TableInfo, run: BucketRun) -> None:
+        """As `write`, of a table of raw ids."""
+
+    @abstractmethod
+    def read_buckets(self, table: TableInfo, run: BucketRun) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """ids int64 [n] and rows uint8 [n, row_bytes] of the buckets of this run as the store has them.
+
+        Raises InvalidRelease where one of them is lost or damaged.
+        """
 
     @abstractmethod
     def write_hot(self, table: TableInfo, ids: bytes) -> None: ...

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from embedding_store.backend import ReleaseWriter, namespace
+from embedding_store.buckets import ID_BYTES
 from embedding_store.durable import replace_file, sync_folder
-from embedding_store.errors import ReleaseConflict
+from embedding_store.errors import InvalidRelease, ReleaseConflict
 from embedding_store.release import ReleaseManifest, TableInfo
+from embedding_store.sparse_pages import BucketRun
 
 if TYPE_CHECKING:
     from embedding_store.memmap import MemmapBackend
@@ -43,21 +47,38 @@ class MemmapWriter(ReleaseWriter):
             return False
 
     def write(self, table: TableInfo, first_page: int, data: memoryview) -> None:
+        self._write_at(self._path(table, "pages"), first_page * table.page_rows * table.row_bytes, data)
+
+    def read(self, table: TableInfo, first_page: int, pages: int) -> bytes:
+        page_bytes = table.page_rows * table.row_bytes
+        return self._read_at(self._path(table, "pages"), first_page * page_bytes, pages * page_bytes)
+
+    def write_buckets(self, table: TableInfo, run: BucketRun) -> None:
+        self._write_at(self._path(table, "ids"), run.first_row * ID_BYTES, run.ids.view(np.uint8).data)
+        self._write_at(self._path(table, "pages"), run.first_row * table.row_bytes, run.rows.reshape(-1).data)
+
+    def read_buckets(self, table: TableInfo, run: BucketRun) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        rows = len(run.ids)
+        ids = self._read_at(self._path(table, "ids"), run.first_row * ID_BYTES, rows * ID_BYTES)
+        pages = self._read_at(self._path(table, "pages"), run.first_row * table.row_bytes, rows * table.row_bytes)
+        if (len(ids), len(pages)) != (rows * ID_BYTES, rows * table.row_bytes):
+            raise InvalidRelease(f"{self._folder} has lost the end of table {table.name!r}")
+        return np.frombuffer(ids, "<i8"), np.frombuffer(pages, np.uint8).reshape(rows, table.row_bytes)
+
+    def _write_at(self, path: Path, start: int, data: memoryview) -> None:
         with self._backend.guard():
-            handle = os.open(self._path(table, "pages"), os.O_WRONLY | os.O_CREAT, 0o644)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
             try:
-                start = first_page * table.page_rows * table.row_bytes
                 written = 0
                 while written < len(data):
                     written += os.pwrite(handle, data[written:], start + written)
             finally:
                 os.close(handle)
 
-    def read(self, table: TableInfo, first_page: int, pages: int) -> bytes:
-        page_bytes = table.page_rows * table.row_bytes
-        with self._backend.guard(), self._path(table, "pages").open("rb") as file:
-            file.seek(first_page * page_bytes)
-            return file.read(pages * page_bytes)
+    def _read_at(self, path: Path, start: int, size: int) -> bytes:
+        with self._backend.guard(), path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
 
     def write_hot(self, table: TableInfo, ids: bytes) -> None:
         with self._backend.guard():
@@ -69,8 +90,9 @@ class MemmapWriter(ReleaseWriter):
 
     def mark_verified(self, table: TableInfo) -> None:
         with self._backend.guard():
-            with self._path(table, "pages").open("rb") as file:
-                os.fsync(file.fileno())
+            for kind in ("pages", "ids") if table.sparse else ("pages",):
+                with self._path(table, kind).open("rb") as file:
+                    os.fsync(file.fileno())
             replace_file(self._path(table, "verified"), b"")
 
     def verified(self) -> frozenset[str]:

@@ -7,9 +7,10 @@ Layout: `release.TableInfo`. Pages lie one after another without padding, so wri
 from __future__ import annotations
 
 import hashlib
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +93,7 @@ def encode_default(table: str, codec: Codec, row: NDArray[np.float32] | None) ->
     return encode_table(f"{table} (default row)", codec, row.reshape(1, -1), range(1)).tobytes()
 
 
-def open_pages(folder: Path, table: TableInfo) -> BinaryIO:
+def open_pages(folder: Path, table: TableInfo) -> BufferedReader:
     """FOLDER/NAME.pages for reading. Raises InvalidRelease where it has another size than the manifest states."""
     path = folder / f"{table.name}.pages"
     check_size(path, table.bytes, f"{table.rows} rows of {table.row_bytes} take")

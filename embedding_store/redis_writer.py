@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from embedding_store.backend import ReleaseWriter, conflict, namespace
+from embedding_store.buckets import decode_buckets, encode_buckets
 from embedding_store.redis_keys import Record, page_key
 from embedding_store.release import ReleaseManifest, TableInfo
+from embedding_store.sparse_pages import BucketRun
 
 if TYPE_CHECKING:
     from embedding_store.redis_backend import RedisBackend
@@ -44,6 +48,22 @@ class RedisWriter(ReleaseWriter):
             for page in range(first_page, first_page + pages):
                 pipeline.get(self._key(table, page))
             return b"".join(content or b"" for content in cast(list[bytes | None], pipeline.execute()))
+
+    def write_buckets(self, table: TableInfo, run: BucketRun) -> None:
+        encoded, starts = encode_buckets(run.ids, run.rows, run.bounds)
+        content, ends = encoded.tobytes(), starts.tolist()
+        with self._backend.errors(), self._backend.control.pipeline(transaction=False) as pipeline:
+            for bucket in range(run.buckets):
+                pipeline.set(self._key(table, run.first_bucket + bucket), content[ends[bucket] : ends[bucket + 1]])
+            pipeline.execute()
+
+    def read_buckets(self, table: TableInfo, run: BucketRun) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        with self._backend.errors(), self._backend.control.pipeline(transaction=False) as pipeline:
+            for bucket in range(run.first_bucket, run.first_bucket + run.buckets):
+                pipeline.get(self._key(table, bucket))
+            found = [content or b"" for content in cast(list[bytes | None], pipeline.execute())]
+        starts = np.cumsum([0, *map(len, found)])
+        return decode_buckets(np.frombuffer(b"".join(found), np.uint8), starts, table.row_bytes)
 
     def write_hot(self, table: TableInfo, ids: bytes) -> None:
         with self._backend.errors():

@@ -15,7 +15,8 @@ from embedding_store.batch import batch_of
 from embedding_store.codec import decode, encode
 from embedding_store.lookup import FOUND
 from embedding_store.pages import PageWriter
-from embedding_store.release import Codec, ReleaseManifest
+from embedding_store.release import Codec, ReleaseManifest, TableInfo
+from embedding_store.sparse_pages import SparsePageWriter
 
 
 @dataclass
@@ -27,6 +28,7 @@ class TestTable:
     dim: int
     hot: int = 0
     default: bool = False
+    sparse: bool = False  # raw 64-bit ids
 
 
 TABLES = (
@@ -46,6 +48,7 @@ class Bundle:
     manifest: ReleaseManifest
     values: dict[str, NDArray[np.float32]]  # [rows + 1, dim], as the codec keeps them; the last is the default row
     hot: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    raw: dict[str, dict[int, int]] = field(default_factory=dict)  # of sparse tables: id -> place in `values`
 
     @property
     def name(self) -> str:
@@ -54,8 +57,9 @@ class Bundle:
     def expected(self, table: str, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Values [n, dim] and found [n], by a loop."""
         values = self.values[table]
-        found = np.array([0 <= row < len(values) - 1 for row in ids.tolist()], np.bool_)
-        rows = [values[row] if ok else values[-1] for row, ok in zip(ids.tolist(), found.tolist(), strict=True)]
+        places = self.raw.get(table) or {row: row for row in range(len(values) - 1)}
+        found = np.array([key in places for key in ids.tolist()], np.bool_)
+        rows = [values[places.get(key, -1)] for key in ids.tolist()]
         return np.array(rows, np.float32).reshape(len(ids), values.shape[1]), found
 
 
@@ -76,21 +80,49 @@ def make_bundle(
 ) -> Bundle:
     rng = np.random.default_rng(seed)
     (folder / "tables").mkdir(parents=True)
-    infos, values, hot = [], {}, {}
+    infos = []
+    values, hot, raw = {}, {}, {}
     for table in tables:
         rows = rng.standard_normal((table.rows + 1, table.dim)).astype(np.float32)
         hot_ids = rng.permutation(table.rows)[: table.hot].astype(np.int64)
-        with PageWriter(folder / "tables", table.name, table.codec, table.dim) as writer:
-            for start in range(0, table.rows, 777):
-                writer.append(rows[start : min(start + 777, table.rows)])
-            if not table.default:
-                rows[-1] = 0
-            infos.append(writer.finish(hot_ids=hot_ids, default_row=rows[-1] if table.default else None))
+        if not table.default:
+            rows[-1] = 0
+        if table.sparse:
+            ids = raw_ids(rng, table.rows)
+            raw[table.name] = {key: place for place, key in enumerate(ids.tolist())}
+            hot_ids = ids[hot_ids]
+            infos.append(_write_sparse(folder, table, ids, rows, hot_ids))
+        else:
+            infos.append(_write_dense(folder, table, rows, hot_ids))
         values[table.name], hot[table.name] = rounded(table.codec, rows), hot_ids
     manifest = ReleaseManifest(model, version, created, tuple(infos))
     content = msgspec.to_builtins(manifest) | {"features": "more keys than a store reads"}
     (folder / "manifest.json").write_bytes(msgspec.json.encode(content))
-    return Bundle(folder, manifest, values, hot)
+    return Bundle(folder, manifest, values, hot, raw)
+
+
+def _write_dense(folder: Path, table: TestTable, rows: NDArray[np.float32], hot: NDArray[np.int64]) -> TableInfo:
+    """rows: the last is the default row."""
+    with PageWriter(folder / "tables", table.name, table.codec, table.dim) as writer:
+        for start in range(0, table.rows, 777):
+            writer.append(rows[start : min(start + 777, table.rows)])
+        return writer.finish(hot_ids=hot, default_row=rows[-1] if table.default else None)
+
+
+def _write_sparse(
+    folder: Path, table: TestTable, ids: NDArray[np.int64], rows: NDArray[np.float32], hot: NDArray[np.int64]
+) -> TableInfo:
+    with SparsePageWriter(folder / "tables", table.name, table.codec, table.dim) as writer:
+        for start in range(0, table.rows, 777):
+            end = min(start + 777, table.rows)
+            writer.append(ids[start:end], rows[start:end])
+        return writer.finish(hot_ids=hot, default_row=rows[-1] if table.default else None)
+
+
+def raw_ids(rng: np.random.Generator, n: int) -> NDArray[np.int64]:
+    """Distinct, in random order, the extremes of int64 among them where there is room."""
+    ids = np.concatenate((np.array([0, -1, 2**63 - 1, -(2**63)]), rng.integers(-(2**63), 2**63 - 1, n)))
+    return rng.permutation(np.unique(ids[:n]))
 
 
 def fetch(
