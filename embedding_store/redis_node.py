@@ -102,6 +102,8 @@ class RedisNode:
     def _guarded(self, exchange: Callable[[RedisConnection, float], Talk[T]], limit: float) -> Talk[T]:
         """The exchange if the breaker lets it; tells the breaker how it went, and the caller what went wrong."""
         now = time.monotonic()
+        if limit <= now:
+            raise StoreUnavailable(f"no time was left to ask {self}")
         allowance = self.breaker.allowance()
         if not allowance:
             raise StoreUnavailable(

@@ -81,9 +81,10 @@ class RedisCluster:
         return len(nodes) == len(self.nodes) and all("handshake" not in node["flags"] for node in nodes)
 
     def _is_whole(self, number: int) -> bool:
-        """By what this node tells, every slot has a master and a replica that has received something."""
+        """This node says that it is ready, and knows of every slot a master and a replica that has received something."""
         parts = self.client(number).execute_command("CLUSTER SLOTS")
-        return len(parts) == self.masters and all(len(part) == 4 for part in parts)
+        state = self.client(number).execute_command("CLUSTER INFO")["cluster_state"]
+        return state == "ok" and len(parts) == self.masters and all(len(part) == 4 for part in parts)
 
     def _nodes_known_to(self, number: int) -> list[dict[str, Any]]:
         return list(self.client(number).execute_command("CLUSTER NODES").values())

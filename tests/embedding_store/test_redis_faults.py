@@ -69,8 +69,8 @@ def test_the_timeout_reaches_the_socket(redis_server: RedisServer, bundle: Bundl
         redis_server.pause()
         with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.0[45]\d* s"):
             store.lookup(bundle.name, IDS, timeout=0.05)  # on a connection that was open
-        with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.0[34]\d* s"):
-            store.lookup(bundle.name, {"item": np.zeros(2_000_000, np.int64) + np.arange(2_000_000)}, timeout=0.04)
+        with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.\d+ s"):
+            store.lookup(bundle.name, {"item": np.arange(5000), "user": np.arange(1300)}, timeout=0.3)
         with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.[45]\d* s"):
             store.lookup(bundle.name, IDS)
         with pytest.raises(StoreUnavailable, match=r"did not answer within 0.5 s"):

@@ -1,0 +1,295 @@
+"""A real cluster of six nodes: slots on the move, fail-over, silent nodes, replicas that lack pages."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from redis.crc import key_slot
+
+from embedding_store.backend import Backend, namespace
+from embedding_store.batch import FetchedRows, batch_of
+from embedding_store.codec import decode
+from embedding_store.errors import StoreUnavailable
+from embedding_store.lookup import FOUND, UNAVAILABLE
+from embedding_store.open import open_backend
+from embedding_store.publish import publish
+from embedding_store.redis_keys import page_key
+from embedding_store.redis_slots import SLOTS, page_slots, redirection, slot_map
+from tests.embedding_store.bundles import Bundle, TestTable, make_bundle
+from tests.redis_cluster import RedisCluster
+
+ROWS, DIM = 6000, 16  # 128 rows a page: 47 pages
+SECONDS = 5.0  # within which service must resume
+
+
+@pytest.fixture
+def cluster() -> Iterator[RedisCluster]:
+    """Of the test's own, to be damaged."""
+    cluster = RedisCluster()
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle", seed=3, tables=(TestTable("item", "fp32", rows=ROWS, dim=DIM),))
+
+
+@pytest.fixture
+def backend(cluster: RedisCluster, bundle: Bundle) -> Iterator[Backend]:
+    """With the bundle published, on the replicas too."""
+    with open_backend(cluster.url) as backend:
+        publish_everywhere(cluster, bundle, backend)
+        yield backend
+
+
+def publish_everywhere(cluster: RedisCluster, bundle: Bundle, backend: Backend) -> None:
+    publish(bundle.folder, backend)
+    for number in range(cluster.masters):
+        with cluster.client(number) as client:
+            assert client.wait(1, 5000) == 1
+
+
+def fetch_all(backend: Backend, bundle: Bundle, timeout: float) -> FetchedRows:
+    """Every row of the table; those that are said to be found are checked."""
+    ids = np.arange(ROWS)
+    fetched = backend.fetch(bundle.name, batch_of(bundle.manifest, {"item": ids}), timeout=timeout)
+    found = fetched.status == FOUND
+    assert (found | (fetched.status == UNAVAILABLE)).all()
+    assert found.all() == (fetched.error is None)
+    values = decode("fp32", fetched.rows.reshape(ROWS, -1))
+    np.testing.assert_array_equal(values[found], bundle.values["item"][:ROWS][found])
+    return fetched
+
+
+def page_of(bundle: Bundle) -> NDArray[np.int64]:
+    return np.arange(ROWS) // bundle.manifest.tables[0].page_rows
+
+
+def key_of(bundle: Bundle, page: int) -> str:
+    return page_key("torchrank", namespace(bundle.manifest), "item", page)
+
+
+def slots_of_rows(bundle: Bundle) -> NDArray[np.int64]:
+    """Of each row's page, by redis-py."""
+    return np.array([key_slot(key_of(bundle, page).encode()) for page in range(page_of(bundle)[-1] + 1)])[
+        page_of(bundle)
+    ]
+
+
+def rows_of(cluster: RedisCluster, bundle: Bundle, number: int) -> NDArray[np.bool_]:
+    """bool [ROWS]: whose page master `number` was given."""
+    slots = cluster.slots_of(number)
+    found = slots_of_rows(bundle)
+    mine: NDArray[np.bool_] = (found >= slots[0]) & (found <= slots[-1])
+    assert mine.any()
+    assert not mine.all()
+    return mine
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_slots_are_those_of_redis_py(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = [f"{'x' * int(rng.integers(1, 40))}:{number}:" for number in range(3)]
+    tables = np.sort(rng.integers(0, 3, 500))
+    pages = rng.integers(0, 10 ** rng.integers(1, 12, 500))
+    ends = np.cumsum([0, *map(len, names)])
+    slots = np.empty(500, np.int64)
+    page_slots(tables, pages, np.frombuffer("".join(names).encode(), np.uint8), ends, slots)
+    keys = [f"{names[table]}{page}".encode() for table, page in zip(tables.tolist(), pages.tolist(), strict=True)]
+    assert slots.tolist() == [key_slot(key) for key in keys]
+
+
+def test_slot_maps() -> None:
+    reply = [
+        [0, 99, [b"10.0.0.1", 7000, b"id", []], [b"", 7001, b"id", []]],
+        [200, SLOTS - 1, [None, 7002, b"id"]],
+        [100, 149, [b"10.0.0.1", 7000, b"id", []], [b"", 7001, b"id", []]],
+    ]
+    known = slot_map(reply, ("seed", 1))
+    assert [known.shards[known.shard_of[slot]].master for slot in (0, 99, 100, 149, 200, SLOTS - 1)] == (
+        [("10.0.0.1", 7000)] * 4 + [("seed", 7002)] * 2
+    )
+    assert known.shards[known.shard_of[0]].replicas == (("seed", 7001),)
+    assert (known.shard_of[150:200] == -1).all()
+    later = known.with_moved({150: ("seed", 7002), 0: ("new", 1)})
+    assert [later.shards[later.shard_of[slot]].master for slot in (0, 1, 150)] == (
+        [("new", 1), ("10.0.0.1", 7000), ("seed", 7002)]
+    )
+    for nonsense in (None, b"x", [[1]], [[0, 1, [b"h", b"p"]]], [["a", 2, [b"h", 1]]]):
+        with pytest.raises(ValueError, match="no reply to CLUSTER SLOTS"):
+            slot_map(nonsense, ("seed", 1))
+
+
+def test_redirections() -> None:
+    asked = ("h", 1)
+    assert redirection("MOVED 3999 127.0.0.1:6381", asked) == (3999, ("127.0.0.1", 6381))
+    assert redirection("ASK 16383 ::1:6381", asked) == (16383, ("::1", 6381))
+    assert redirection("MOVED 1 :6381", asked) == (1, ("h", 6381))
+    for other in ("MOVED 16384 h:1", "MOVED 1", "MOVED 1 h:x", "TRYAGAIN x", "ERR MOVED 1 h:1"):
+        assert redirection(other, asked) is None
+
+
+def test_slots_that_move_while_rows_are_read(cluster: RedisCluster, bundle: Bundle, backend: Backend) -> None:
+    stop = threading.Event()
+    failures: list[object] = []
+    reads = 0
+
+    def read() -> None:
+        nonlocal reads
+        while not stop.is_set():
+            fetched = fetch_all(backend, bundle, timeout=10)
+            failures.extend([fetched.error] if fetched.error else [])
+            reads += 1
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        moving = sorted(set(slots_of_rows(bundle)[rows_of(cluster, bundle, 0)].tolist()))
+        for slot in moving:
+            move_slot(cluster, slot, source=0, target=1)
+    finally:
+        stop.set()
+        reader.join()
+    assert failures == []
+    assert reads > len(moving) // 4
+    with cluster.client(1) as client:
+        assert client.info("commandstats")["cmdstat_asking"]["calls"] > 0
+    assert fetch_all(backend, bundle, timeout=10).error is None
+    with open_backend(cluster.url) as other:
+        assert fetch_all(other, bundle, timeout=10).error is None
+
+
+def move_slot(cluster: RedisCluster, slot: int, source: int, target: int) -> None:
+    """As `redis-cli --cluster reshard` does, with time in between for somebody to ask either node."""
+    with cluster.client(source) as old, cluster.client(target) as new:
+        new.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", cluster.node_id(source))
+        old.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", cluster.node_id(target))
+        keys = old.execute_command("CLUSTER GETKEYSINSLOT", slot, 1000)
+        assert keys
+        port = cluster.nodes[target].port
+        old.execute_command("MIGRATE", "127.0.0.1", port, "", 0, 5000, "KEYS", *keys)
+        time.sleep(0.02)
+        for client in (new, old):
+            client.execute_command("CLUSTER SETSLOT", slot, "NODE", cluster.node_id(target))
+
+
+def test_a_master_is_killed_and_its_replica_takes_over(cluster: RedisCluster, bundle: Bundle, backend: Backend) -> None:
+    assert fetch_all(backend, bundle, timeout=10).error is None
+    gone = rows_of(cluster, bundle, 0)
+    cluster.nodes[0].stop()
+    promoted = None
+    unavailable = 0
+    while True:
+        if promoted is None and cluster.is_master(3):
+            promoted = time.monotonic()
+        fetched = fetch_all(backend, bundle, timeout=1)
+        assert (fetched.status[~gone] == FOUND).all()
+        if fetched.error is None:
+            break
+        unavailable += 1
+        assert (fetched.status[gone] == UNAVAILABLE).all()
+        assert f"redis://127.0.0.1:{cluster.nodes[0].port}/0 cannot be reached" in str(fetched.error)
+        assert promoted is None or time.monotonic() - promoted < SECONDS
+        time.sleep(0.02)
+    assert unavailable > 0
+
+
+def test_a_silent_node_takes_no_rows_of_others_with_it(cluster: RedisCluster, bundle: Bundle, backend: Backend) -> None:
+    """SIGSTOP: connections are accepted, nothing is answered. Its replica is stopped too, so that none takes over."""
+    assert fetch_all(backend, bundle, timeout=10).error is None
+    gone = rows_of(cluster, bundle, 0)
+    for number in (0, 3):
+        cluster.nodes[number].pause()
+    address = f"redis://127.0.0.1:{cluster.nodes[0].port}/0"
+    for _ in range(12):
+        fetched = fetch_all(backend, bundle, timeout=0.2)
+        assert (fetched.status[~gone] == FOUND).all()
+        assert (fetched.status[gone] == UNAVAILABLE).all()
+        assert f"{address} did not answer within" in str(fetched.error)
+    stats = {node.address: node for node in backend.nodes()}
+    assert stats[address].open
+    assert stats[address].failures >= 5
+    assert not any(node.open for name, node in stats.items() if name != address)
+    for number in (0, 3):
+        cluster.nodes[number].resume()
+    resumed = time.monotonic()
+    while fetch_all(backend, bundle, timeout=1).error is not None:
+        assert time.monotonic() - resumed < SECONDS
+        time.sleep(0.02)
+
+
+def test_replicas_are_read_and_their_gaps_filled_by_masters(cluster: RedisCluster, bundle: Bundle) -> None:
+    with open_backend(
+        f"{cluster.url}&replicas=yes" if "?" in cluster.url else f"{cluster.url}?replicas=yes"
+    ) as backend:
+        publish_everywhere(cluster, bundle, backend)
+        assert fetch_all(backend, bundle, timeout=10).error is None
+        replicas = {f"redis://127.0.0.1:{node.port}/0" for node in cluster.nodes[cluster.masters :]}
+        assert {node.address for node in backend.nodes() if node.fetches} == replicas
+
+        page = int(page_of(bundle)[rows_of(cluster, bundle, 1)][0])
+        with cluster.client(4) as replica, cluster.client(1) as master:
+            replica.config_set("replica-ignore-maxmemory", "no")
+            replica.config_set("maxmemory-policy", "allkeys-random")
+            replica.config_set("maxmemory", "1")
+            cluster.wait(lambda: replica.dbsize() == 0, "eviction of all pages from the replica")
+            assert fetch_all(backend, bundle, timeout=10).error is None
+            assert master.delete(key_of(bundle, page)) == 1
+        fetched = fetch_all(backend, bundle, timeout=10)
+        np.testing.assert_array_equal(fetched.status == UNAVAILABLE, page_of(bundle) == page)
+        assert f"has lost page {page} of table 'item' of demo@1" in str(fetched.error)
+
+
+def test_a_replica_that_fails_is_stood_in_for_by_its_master(cluster: RedisCluster, bundle: Bundle) -> None:
+    with open_backend(f"{cluster.url}?replicas=yes") as backend:
+        publish_everywhere(cluster, bundle, backend)
+        assert fetch_all(backend, bundle, timeout=10).error is None
+        cluster.nodes[3].stop()
+        for _ in range(10):
+            assert fetch_all(backend, bundle, timeout=10).error is None
+
+
+def test_a_slot_that_nobody_serves_for_a_moment(cluster: RedisCluster, bundle: Bundle, backend: Backend) -> None:
+    assert fetch_all(backend, bundle, timeout=10).error is None
+    slot = int(slots_of_rows(bundle)[rows_of(cluster, bundle, 2)][0])
+    mine = slots_of_rows(bundle) == slot
+    for number in range(6):
+        with cluster.client(number) as client:
+            client.execute_command("CLUSTER DELSLOTS", slot)
+    fetched = fetch_all(backend, bundle, timeout=10)
+    np.testing.assert_array_equal(fetched.status == UNAVAILABLE, mine)
+    assert "CLUSTERDOWN Hash slot not served" in str(fetched.error) or f"no node serves slot {slot}" in str(
+        fetched.error
+    )
+
+    def give_back() -> None:
+        time.sleep(0.1)
+        with cluster.client(2) as client:
+            client.execute_command("CLUSTER ADDSLOTS", slot)
+
+    helper = threading.Thread(target=give_back)
+    helper.start()
+    assert fetch_all(backend, bundle, timeout=10).error is None
+    helper.join()
+
+
+def test_a_cluster_that_is_gone(cluster: RedisCluster, bundle: Bundle) -> None:
+    with open_backend(cluster.url) as backend:
+        publish_everywhere(cluster, bundle, backend)
+        backend.manifest(bundle.name)
+        for node in cluster.nodes:
+            node.stop()
+        fetched = fetch_all(backend, bundle, timeout=0.5)
+        assert (fetched.status == UNAVAILABLE).all()
+        assert "no node tells who serves which slot" in str(fetched.error)
+        with pytest.raises(StoreUnavailable, match=r"redis\+cluster://127\.0\.0\.1:\d+,.* cannot be reached"):
+            backend.releases()
