@@ -36,6 +36,10 @@ class AccessCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Distinct ids that were asked for at all."""
         return sum(group.ids for group in self.groups)
 
+    def columns(self) -> NDArray[np.float64]:
+        """float64 [3, groups]: ids, asked, reads."""
+        return np.array([(group.ids, group.asked, group.reads) for group in self.groups], np.float64).reshape(-1, 3).T
+
 
 def count_groups(asked: NDArray[np.int64], reads: NDArray[np.int64], requests: int) -> AccessCounts:
     """asked, reads int64 [ids], as `CountGroup` has them, for each id by itself; zeros are left out."""
