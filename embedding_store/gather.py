@@ -5,6 +5,8 @@ Shapes: m distinct rows, n asked ids, r output rows, T steps of a sequence, D co
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit, types
 from numba.extending import overload
@@ -112,7 +114,7 @@ def pool_into(
     rows: NDArray[np.uint8],
     index: NDArray[np.int64],
     offsets: NDArray[np.int64],
-    out: NDArray[np.float32] | NDArray[np.float16],
+    out: NDArray[np.floating[Any]],
     start: int,
     dim: int,
     mean: bool,
@@ -137,7 +139,7 @@ def pad_into(
     rows: NDArray[np.uint8],
     index: NDArray[np.int64],
     offsets: NDArray[np.int64],
-    out: NDArray[np.float32] | NDArray[np.float16],
+    out: NDArray[np.floating[Any]],
 ) -> None:
     """out[r, t] = row(index[offsets[r] + t]) for the first T values of row r, zeros beyond them.
 
@@ -158,7 +160,7 @@ def _typed(codec: Codec, rows: NDArray[np.uint8], dim: int) -> NDArray[np.generi
     return rows.view(_KERNEL_TYPES[codec])
 
 
-def _floats(out: NDArray[np.float32] | NDArray[np.float16]) -> NDArray[np.generic]:
+def _floats(out: NDArray[np.floating[Any]]) -> NDArray[np.generic]:
     if out.dtype == np.float16:
         return out.view(np.uint16)
     if out.dtype == np.float32:

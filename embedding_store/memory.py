@@ -13,18 +13,23 @@ from embedding_store.errors import InvalidRelease, UnknownRelease
 from embedding_store.lookup import ABSENT, FOUND, LookupReply, TableRows
 from embedding_store.release import ReleaseEntry, ReleaseManifest, TableInfo
 from embedding_store.served import ServedLookup, ServedStats
+from embedding_store.sparse import NOT_THERE, find_rows, mixed_ids
+
+
+class _Table(NamedTuple):
+    rows: NDArray[np.uint8]  # [rows + 1, row_bytes]: the last is the default row
+    ids: NDArray[np.int64] | None  # of the rows, in the order of `sparse.py`; None: 0, 1, …
+
+    def find(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Encoded rows uint8 [n, row_bytes] and their status uint8 [n]."""
+        places = np.where(ids < len(self.rows) - 1, ids, NOT_THERE) if self.ids is None else find_rows(self.ids, ids)
+        known = places >= 0
+        return self.rows[np.where(known, places, -1)], np.where(known, FOUND, ABSENT).astype(np.uint8)
 
 
 class _Release(NamedTuple):
     manifest: ReleaseManifest
-    tables: dict[str, NDArray[np.uint8]]  # [rows + 1, row_bytes]: the last is the default row
-
-    def rows(self, table: TableInfo, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Encoded rows uint8 [n, row_bytes] and their status uint8 [n]."""
-        known = (ids >= 0) & (ids < table.rows)
-        return self.tables[table.name][np.where(known, ids, table.rows)], np.where(known, FOUND, ABSENT).astype(
-            np.uint8
-        )
+    tables: dict[str, _Table]
 
 
 class MemoryStore(ServedLookup):
@@ -34,19 +39,20 @@ class MemoryStore(ServedLookup):
         self._releases: dict[str, _Release] = {}
         self._active: dict[str, str] = {}
 
-    def add(self, manifest: ReleaseManifest, tables: Mapping[str, NDArray[np.uint8]], *, activate: bool = True) -> None:
-        """tables: encoded rows uint8 [rows, row_bytes]. Raises InvalidRelease where they do not fit the manifest."""
-        padded = {}
-        for info in manifest.tables:
-            rows = tables[info.name]
-            if rows.shape != (info.rows, info.row_bytes) or rows.dtype != np.uint8:
-                raise InvalidRelease(
-                    f"table {info.name!r} is {rows.dtype} {rows.shape}; "
-                    f"its manifest says uint8 {(info.rows, info.row_bytes)}"
-                )
-            default = np.frombuffer(info.default_row or bytes(info.row_bytes), np.uint8)
-            padded[info.name] = np.concatenate((rows, default[None]))
-        self._releases[manifest.name] = _Release(manifest, padded)
+    def add(
+        self,
+        manifest: ReleaseManifest,
+        tables: Mapping[str, NDArray[np.uint8]],
+        ids: Mapping[str, NDArray[np.int64]] | None = None,
+        *,
+        activate: bool = True,
+    ) -> None:
+        """tables: encoded rows uint8 [rows, row_bytes]; ids: int64 [rows], those of the rows of each sparse table.
+
+        Raises InvalidRelease where they do not fit the manifest.
+        """
+        added = {info.name: _table(info, tables[info.name], (ids or {}).get(info.name)) for info in manifest.tables}
+        self._releases[manifest.name] = _Release(manifest, added)
         if activate:
             self._active[manifest.model] = manifest.name
 
@@ -62,7 +68,8 @@ class MemoryStore(ServedLookup):
         found = self._release(release)
         answer = {}
         for name, wanted in ids.items():
-            rows, status = found.rows(found.manifest.table(name), wanted)
+            found.manifest.table(name)  # raises UnknownTable
+            rows, status = found.tables[name].find(wanted)
             answer[name] = TableRows(rows, status, np.arange(len(wanted), dtype=np.int64))
         return LookupReply(release, answer)
 
@@ -77,7 +84,7 @@ class MemoryStore(ServedLookup):
         found = self._release(release)
         first = 0
         for table, count, start in zip(batch.tables.tolist(), batch.counts.tolist(), starts.tolist(), strict=True):
-            rows, statuses = found.rows(found.manifest.tables[table], batch.ids[first : first + count])
+            rows, statuses = found.tables[found.manifest.tables[table].name].find(batch.ids[first : first + count])
             out[start : start + rows.size] = rows.reshape(-1)
             status[first : first + count] = statuses
             first += count
@@ -97,7 +104,7 @@ class MemoryStore(ServedLookup):
         return sum(table.rows for table in self._release(release).manifest.tables)
 
     def stats(self) -> ServedStats:
-        held = sum(rows.nbytes for found in self._releases.values() for rows in found.tables.values())
+        held = sum(table.rows.nbytes for found in self._releases.values() for table in found.tables.values())
         return ServedStats("memory", hits=0, misses=0, cache_bytes=held, cache_capacity_bytes=held)
 
     def close(self) -> None:
@@ -114,3 +121,18 @@ class MemoryStore(ServedLookup):
         if len(active) != 1:
             raise UnknownRelease(f"{len(active)} active releases of {model or 'any model'} in memory; name one")
         return active[0]
+
+
+def _table(info: TableInfo, rows: NDArray[np.uint8], ids: NDArray[np.int64] | None) -> _Table:
+    if rows.shape != (info.rows, info.row_bytes) or rows.dtype != np.uint8:
+        raise InvalidRelease(
+            f"table {info.name!r} is {rows.dtype} {rows.shape}; its manifest says uint8 {(info.rows, info.row_bytes)}"
+        )
+    if info.sparse != (ids is not None) or (ids is not None and len(np.unique(ids)) != info.rows):
+        has = "no ids" if ids is None else f"{len(np.unique(ids))} distinct ids"
+        raise InvalidRelease(f"table {info.name!r} has {has}; its manifest says {info.rows} rows of {info.ids} ids")
+    if ids is not None:
+        order = np.argsort(mixed_ids(ids))
+        ids, rows = ids[order], rows[order]
+    default = np.frombuffer(info.default_row or bytes(info.row_bytes), np.uint8)
+    return _Table(np.concatenate((rows, default[None])), ids)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,13 @@ from torchrank.features.batch import FeatureBatch, Ragged, SideBatch
 from torchrank.features.schema import FeatureSchema, Rows, SequenceSlot, Slot
 
 IdSource = tuple[Rows, str]  # side of the batch, feature
+InputType = type[np.float32] | type[np.float16] | type[np.int64]
+Feed = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """One of `user_pooled` and `item_pooled`: float32 [rows, width]."""
+    """One of `user_pooled` and `item_pooled`: [rows, width]."""
 
     name: str
     rows: Rows
@@ -34,22 +37,25 @@ class Pooled:
 class Assembler:
     """The schema, cut down to what the graph takes: inputs that were optimised away cost no look-up."""
 
-    def __init__(self, schema: FeatureSchema, tables: Sequence[TableInfo], inputs: Sequence[str]) -> None:
-        """`inputs`: names of the graph's inputs. Raises InvalidBundle where one has no place in the schema."""
+    def __init__(self, schema: FeatureSchema, tables: Sequence[TableInfo], inputs: Mapping[str, InputType]) -> None:
+        """`inputs`: names of the graph's inputs and their types, float32 or float16 but for `user_index` and lengths.
+
+        Raises InvalidBundle where one has no place in the schema, or another type.
+        """
         self._codecs = {table.name: table.codec for table in tables}
-        self._inputs = frozenset(inputs)
+        self._inputs = dict(inputs)
         pooled = (
             _pooled("user_pooled", "user", schema.user_pooled),
             _pooled("item_pooled", "item", schema.item_pooled),
         )
         self._pooled = tuple(p for p in pooled if p.name in self._inputs)
-        self._sequences = tuple(s for s in schema.sequences if {s.name, f"{s.name}.length"} & self._inputs)
+        self._sequences = tuple(s for s in schema.sequences if {s.name, f"{s.name}.length"} & self._inputs.keys())
         dense: dict[str, tuple[Rows, int]] = {
             "user_dense": ("user", len(schema.user_dense)),
             "item_dense": ("item", len(schema.item_dense)),
         }
         self._dense = {name: place for name, place in dense.items() if name in self._inputs}
-        self._check_names()
+        self._check_inputs()
         self._sources = self._plan()
 
     def widths(self) -> dict[str, int]:
@@ -65,27 +71,33 @@ class Assembler:
             for table, sources in self._sources.items()
         }
 
-    def inputs(self, batch: FeatureBatch, reply: LookupReply) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
+    def inputs(self, batch: FeatureBatch, reply: LookupReply) -> Feed:
         """The graph's inputs by name, out of the reply to `ids(batch)`."""
         indices = self._indices(batch, reply)
-        feed: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {}
+        feed: Feed = {}
         for pooled in self._pooled:
             feed[pooled.name] = self._pool(pooled, batch, reply, indices)
         for sequence in self._sequences:
             self._pad(sequence, batch, reply, indices, feed)
         for name, (rows, _) in self._dense.items():
-            feed[name] = _side(batch, rows).dense
+            feed[name] = _side(batch, rows).dense.astype(self._inputs[name], copy=False)
         if "user_index" in self._inputs:
             feed["user_index"] = batch.user_index
         return feed
 
-    def _check_names(self) -> None:
-        lengths = {f"{s.name}.length" for s in self._sequences}
-        unknown = self._inputs - self.widths().keys() - lengths - {"user_index"}
+    def _check_inputs(self) -> None:
+        floats = self.widths().keys()
+        integers = {f"{s.name}.length" for s in self._sequences} | {"user_index"}
+        unknown = self._inputs.keys() - floats - integers
         if unknown:
             raise InvalidBundle(
                 f"the graph takes inputs that the schema does not describe: {', '.join(sorted(unknown))}"
             )
+        for name, found in self._inputs.items():
+            accepted: tuple[InputType, ...] = (np.float32, np.float16) if name in floats else (np.int64,)
+            if found not in accepted:
+                names = " or ".join(kind.__name__ for kind in accepted)
+                raise InvalidBundle(f"input {name!r} of the graph is {found.__name__}; accepted: {names}")
 
     def _plan(self) -> dict[str, tuple[IdSource, ...]]:
         """A feature in two groups stands once in each group's table; twice in one table only once."""
@@ -112,14 +124,17 @@ class Assembler:
                 start = stop
         return indices
 
+    def _buffer(self, name: str, *shape: int) -> NDArray[np.floating[Any]]:
+        return np.empty(shape, np.float16 if self._inputs[name] is np.float16 else np.float32)
+
     def _pool(
         self,
         pooled: Pooled,
         batch: FeatureBatch,
         reply: LookupReply,
         indices: Mapping[tuple[str, IdSource], NDArray[np.int64]],
-    ) -> NDArray[np.float32]:
-        out = np.empty((_side(batch, pooled.rows).rows, pooled.width), np.float32)
+    ) -> NDArray[np.floating[Any]]:
+        out = self._buffer(pooled.name, _side(batch, pooled.rows).rows, pooled.width)
         for slot in pooled.slots:
             source = (pooled.rows, slot.feature)
             ragged = _ragged(batch, source)
@@ -135,7 +150,7 @@ class Assembler:
         batch: FeatureBatch,
         reply: LookupReply,
         indices: Mapping[tuple[str, IdSource], NDArray[np.int64]],
-        feed: dict[str, NDArray[np.float32] | NDArray[np.int64]],
+        feed: Feed,
     ) -> None:
         source = (sequence.rows, sequence.feature)
         ragged = _ragged(batch, source)
@@ -143,7 +158,7 @@ class Assembler:
             feed[f"{sequence.name}.length"] = np.minimum(ragged.lengths, sequence.max_length)
         if sequence.name in self._inputs:
             rows = _side(batch, sequence.rows).rows
-            out = np.empty((rows, sequence.max_length, sequence.dim), np.float32)
+            out = self._buffer(sequence.name, rows, sequence.max_length, sequence.dim)
             encoded = reply.tables[sequence.table].rows
             pad_into(self._codecs[sequence.table], encoded, indices[sequence.table, source], ragged.offsets, out)
             feed[sequence.name] = out

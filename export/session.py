@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from embedding_store.errors import InvalidRelease, UnknownRelease
 from embedding_store.lookup import ABSENT, STALE, UNAVAILABLE, EmbeddingLookup, LookupReply
 from embedding_store.release import TableInfo
-from export.assemble import Assembler
+from export.assemble import Assembler, InputType
 from export.bundle import InvalidBundle, Manifest, read_manifest
 from torchrank.features.batch import FeatureBatch
 
@@ -24,6 +24,9 @@ _LOAD_ERRORS = (
     ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf,
     ort_errors.NoSuchFile, ort_errors.NotImplemented,
 )  # fmt: skip
+_INPUT_TYPES: dict[str, InputType] = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Scorer:
         self._bundle = bundle
         self._lookup = lookup
         self._session = _open_session(bundle / self.manifest.variant(variant).file, threads, spin)
-        inputs = [node.name for node in self._session.get_inputs()]
+        inputs = {node.name: _input_type(node) for node in self._session.get_inputs()}
         self._assembler = Assembler(self.manifest.schema, self.manifest.tables, inputs)
         self._outputs = list(self.manifest.schema.tasks)
         _check_graph(self._session, self.manifest, self._assembler.widths())
@@ -139,6 +142,12 @@ def _open_session(model: Path, threads: int, spin: bool) -> ort.InferenceSession
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except _LOAD_ERRORS as error:
         raise InvalidBundle(f"{model} cannot be loaded: {error}") from error
+
+
+def _input_type(node: ort.NodeArg) -> InputType:
+    if node.type not in _INPUT_TYPES:
+        raise InvalidBundle(f"input {node.name!r} of the graph is a {node.type}; accepted: {', '.join(_INPUT_TYPES)}")
+    return _INPUT_TYPES[node.type]
 
 
 def _check_graph(session: ort.InferenceSession, manifest: Manifest, widths: dict[str, int]) -> None:

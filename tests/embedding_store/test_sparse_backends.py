@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import numpy as np
 import pytest
 
 from embedding_store.backend import Backend, namespace
+from embedding_store.codec import decode
 from embedding_store.errors import InvalidRelease, StoreUnavailable
 from embedding_store.lookup import ABSENT, FOUND
+from embedding_store.memory import MemoryStore
 from embedding_store.open import open_backend, open_store
 from embedding_store.publish import publish
-from tests.embedding_store.bundles import Bundle, TestTable, check_rows, decode, fetch, make_bundle
+from embedding_store.sparse_pages import map_ids
+from tests.embedding_store.bundles import Bundle, TestTable, check_rows, fetch, make_bundle
+from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer
 
 TABLES = (
@@ -24,13 +29,16 @@ TABLES = (
     TestTable("broad", "fp32", rows=7, dim=3000, default=True, sparse=True),  # buckets of one row, some empty
 )
 EXTREMES = np.array([0, -1, 2**63 - 1, -(2**63), 2**32, 5])
-BACKENDS = ("memmap",)
+BACKENDS = ("memmap", "redis+unix", "redis+cluster")
 
 
 @pytest.fixture(params=BACKENDS)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "memmap":
         return f"memmap://{tmp_path / 'store'}"
+    if request.param == "redis+cluster":
+        cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+        return f"{cluster.url}?prefix={secrets.token_hex(8)}"
     server: RedisServer = request.getfixturevalue("redis_server")
     return server.url
 
@@ -143,3 +151,27 @@ def test_progress_ends_at_the_size_of_all_files_written_and_read_back(backend: B
     total = 2 * sum(path.stat().st_size for path in files)
     assert steps[-1] == ("verified broad", total, total)
     assert [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
+
+
+def test_a_memory_store_answers_raw_ids(bundle: Bundle) -> None:
+    """Whatever the order of the rows that it is given."""
+    rng, manifest, folder = np.random.default_rng(3), bundle.manifest, bundle.folder / "tables"
+    rows, ids = {}, {}
+    for table in manifest.tables:
+        rows[table.name] = np.fromfile(folder / f"{table.name}.pages", np.uint8).reshape(table.rows, -1)
+        if table.sparse:
+            order = rng.permutation(table.rows)
+            ids[table.name], rows[table.name] = map_ids(folder, table)[order], rows[table.name][order]
+    store = MemoryStore()
+    store.add(manifest, rows, ids)
+    wanted = known_and_unknown(bundle, rng, 200)
+    for name, answer in store.lookup(manifest.name, wanted).tables.items():
+        expected, present = bundle.expected(name, wanted[name])
+        np.testing.assert_array_equal(answer.status[answer.index], np.where(present, FOUND, ABSENT), err_msg=name)
+        got = decode(manifest.table(name).codec, answer.rows)[answer.index]
+        np.testing.assert_array_equal(got, expected, err_msg=name)
+    with pytest.raises(InvalidRelease, match="table 'raw' has no ids; its manifest says 3000 rows of sparse ids"):
+        store.add(manifest, rows)
+    twice = {**ids, "raw": np.concatenate((ids["raw"][:-1], ids["raw"][:1]))}
+    with pytest.raises(InvalidRelease, match="'raw' has 2999 distinct ids; its manifest says 3000 rows of sparse"):
+        store.add(manifest, rows, twice)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embedding_store.codec import encode, page_rows, row_bytes
+from embedding_store.codec import CODECS, decode, encode, page_rows, row_bytes
 from embedding_store.lookup import LookupReply, TableRows
 from embedding_store.memory import MemoryStore
 from embedding_store.release import Codec, ReleaseManifest, TableInfo
-from export.assemble import Assembler
+from export.assemble import Assembler, InputType
 from export.bundle import InvalidBundle
 from torchrank.features.batch import FeatureBatch, Ragged, SideBatch
 from torchrank.features.schema import EmbeddingGroup, FeatureSchema, build_schema
@@ -59,15 +59,15 @@ GROUPS = {"deep": EmbeddingGroup(), "wide": EmbeddingGroup(features=("user", "ta
 U, N = 3, 11
 
 
-def _names(schema: FeatureSchema) -> list[str]:
-    names = ["user_pooled", "item_pooled", "user_dense", "item_dense", "user_index"]
-    return names + [f"{s.name}{end}" for s in schema.sequences for end in ("", ".length")]
+def _inputs(schema: FeatureSchema, floats: InputType = np.float32) -> dict[str, InputType]:
+    names = ["user_pooled", "item_pooled", "user_dense", "item_dense", *(s.name for s in schema.sequences)]
+    integers = ["user_index", *(f"{s.name}.length" for s in schema.sequences)]
+    return dict.fromkeys(names, floats) | dict.fromkeys(integers, np.int64)
 
 
 def _store(schema: FeatureSchema, codec: Codec, rng: np.random.Generator) -> tuple[MemoryStore, Mapping[str, NDArray]]:
     tables = {t.name: rng.normal(size=(t.rows, t.dim)).astype(np.float32) for t in schema.tables}
-    if codec == "fp16":
-        tables = {name: rows.astype(np.float16).astype(np.float32) for name, rows in tables.items()}
+    tables = {name: decode(codec, encode(codec, rows)) for name, rows in tables.items()}
     infos = tuple(
         TableInfo(t.name, t.rows, t.dim, codec, row_bytes(codec, t.dim), page_rows(row_bytes(codec, t.dim)), "")
         for t in schema.tables
@@ -131,20 +131,21 @@ def _naive(schema: FeatureSchema, batch: FeatureBatch, tables: Mapping[str, NDAr
     return want
 
 
-@pytest.mark.parametrize("codec", ["fp32", "fp16"])
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(("floats", "exact"), [(np.float32, 1e-5), (np.float16, 2.0**-10)])
 @pytest.mark.parametrize("seed", range(5))
-def test_inputs_equal_a_naive_loop(codec: Codec, seed: int) -> None:
+def test_inputs_equal_a_naive_loop(codec: Codec, floats: InputType, exact: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     schema = build_schema(SPEC, ["click"], GROUPS)
     store, tables = _store(schema, codec, rng)
-    assembler = Assembler(schema, store.manifest("m@1").tables, _names(schema))
+    assembler = Assembler(schema, store.manifest("m@1").tables, _inputs(schema, floats))
     batch = _batch(rng)
     feed = assembler.inputs(batch, store.lookup("m@1", assembler.ids(batch)))
     want = _naive(schema, batch, tables)
     assert sorted(feed) == sorted(want)
     for name, expected in want.items():
-        assert feed[name].dtype == (np.int64 if expected.dtype == np.int64 else np.float32), name
-        np.testing.assert_allclose(feed[name], expected, rtol=1e-5, atol=1e-6, err_msg=f"{name}, seed {seed}")
+        assert feed[name].dtype == (np.int64 if expected.dtype == np.int64 else floats), name
+        np.testing.assert_allclose(feed[name], expected, rtol=exact, atol=exact / 10, err_msg=f"{name}, seed {seed}")
 
 
 def test_rows_may_be_shared_and_out_of_order() -> None:
@@ -152,7 +153,7 @@ def test_rows_may_be_shared_and_out_of_order() -> None:
     rng = np.random.default_rng(9)
     schema = build_schema(SPEC, ["click"])
     store, _ = _store(schema, "fp32", rng)
-    assembler = Assembler(schema, store.manifest("m@1").tables, _names(schema))
+    assembler = Assembler(schema, store.manifest("m@1").tables, _inputs(schema))
     batch = _batch(rng)
     plain = store.lookup("m@1", assembler.ids(batch))
     shared = {}
@@ -170,7 +171,7 @@ def test_each_table_is_asked_once_for_all_its_features() -> None:
     schema = build_schema(SPEC, ["click"], GROUPS)
     store, _ = _store(schema, "fp32", np.random.default_rng(0))
     batch = _batch(np.random.default_rng(1))
-    ids = Assembler(schema, store.manifest("m@1").tables, _names(schema)).ids(batch)
+    ids = Assembler(schema, store.manifest("m@1").tables, _inputs(schema)).ids(batch)
     seen, item, like = (batch.user.sparse["seen"], batch.item.sparse["item"], batch.item.sparse["like"])
     assert set(ids) == {"user", "item", "tags", "wide.user", "wide.item", "wide.tags"}
     assert sorted(ids["item"]) == sorted(np.concatenate([seen.values, item.values, like.values]))
@@ -181,7 +182,7 @@ def test_what_the_graph_dropped_is_neither_fed_nor_looked_up() -> None:
     schema = build_schema(SPEC, ["click"], GROUPS)
     store, _ = _store(schema, "fp32", np.random.default_rng(0))
     batch = _batch(np.random.default_rng(1))
-    assembler = Assembler(schema, store.manifest("m@1").tables, ["item_pooled", "seen.length"])
+    assembler = Assembler(schema, store.manifest("m@1").tables, {"item_pooled": np.float32, "seen.length": np.int64})
     ids = assembler.ids(batch)
     assert set(ids) == {"item", "tags", "wide.tags"}
     np.testing.assert_array_equal(ids["item"], batch.item.sparse["item"].values)
@@ -194,7 +195,7 @@ def test_an_input_that_the_schema_does_not_describe() -> None:
     schema = build_schema(SPEC, ["click"])
     store, _ = _store(schema, "fp32", np.random.default_rng(0))
     with pytest.raises(InvalidBundle, match="does not describe: mystery"):
-        Assembler(schema, store.manifest("m@1").tables, ["item_pooled", "mystery"])
+        Assembler(schema, store.manifest("m@1").tables, {"item_pooled": np.float32, "mystery": np.float32})
 
 
 def test_a_table_that_the_bundle_lacks() -> None:
@@ -202,4 +203,18 @@ def test_a_table_that_the_bundle_lacks() -> None:
     store, _ = _store(schema, "fp32", np.random.default_rng(0))
     tables = [table for table in store.manifest("m@1").tables if table.name != "tags"]
     with pytest.raises(InvalidBundle, match="tables that the bundle lacks: tags"):
-        Assembler(schema, tables, ["item_pooled"])
+        Assembler(schema, tables, {"item_pooled": np.float32})
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "message"),
+    [
+        ("item_pooled", np.int64, "'item_pooled' of the graph is int64; accepted: float32 or float16"),
+        ("seen.length", np.float32, "'seen.length' of the graph is float32; accepted: int64"),
+    ],
+)
+def test_an_input_of_a_type_that_cannot_be_fed(name: str, found: InputType, message: str) -> None:
+    schema = build_schema(SPEC, ["click"])
+    store, _ = _store(schema, "fp32", np.random.default_rng(0))
+    with pytest.raises(InvalidBundle, match=message):
+        Assembler(schema, store.manifest("m@1").tables, {name: found})

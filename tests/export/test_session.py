@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -47,6 +48,25 @@ def test_scores_equal_the_model_computed_by_hand(tmp_path: Path, seed: int, vari
     for task, expected in model.expected(**request).items():
         assert scores.tasks[task].dtype == np.float32
         np.testing.assert_allclose(scores.tasks[task], expected, atol=tolerance, err_msg=f"{task}, seed {seed}")
+
+
+def test_a_graph_that_takes_halves_is_fed_halves(model: TinyModel) -> None:
+    graph = onnx.load(model.folder / "model.onnx")
+    casts = []
+    for node in graph.graph.input:
+        if node.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            node.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+            for reader in graph.graph.node:
+                reader.input[:] = [f"{name}.wide" if name == node.name else name for name in reader.input]
+            casts.append(onnx.helper.make_node("Cast", [node.name], [f"{node.name}.wide"], to=onnx.TensorProto.FLOAT))
+    graph.graph.node.extend(casts)
+    graph.graph.node.sort(key=lambda node: node.op_type != "Cast" or not node.output[0].endswith(".wide"))
+    onnx.save(graph, model.folder / "model.onnx")
+    scorer = Scorer(model.folder, memory_store(model))
+    request = random_request(np.random.default_rng(1), 40)
+    scores = scorer.score(FeatureTransform(model.manifest.features).from_request(**request))
+    for task, expected in model.expected(**request).items():
+        np.testing.assert_allclose(scores.tasks[task], expected, atol=5e-3)
 
 
 def test_several_requests_at_once_score_as_each_alone(model: TinyModel) -> None:
