@@ -7,10 +7,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from embedding_store.batch import FetchedRows, IdBatch, row_starts
+from embedding_store.buckets import buckets_of
 from embedding_store.errors import StoreUnavailable
 from embedding_store.lookup import ABSENT, UNAVAILABLE
 from embedding_store.redis_keys import Record, page_key
-from embedding_store.redis_wire import LOST, PAGE_ROWS, REFUSED, ROW_BYTES, ROWS, WAITING, decode, encode
+from embedding_store.redis_wire import LOST, PAGE_ROWS, PAGES, REFUSED, ROW_BYTES, ROWS, SPARSE, WAITING, decode, encode
 
 Decoded = tuple[int, int, int, bool]
 
@@ -19,7 +20,7 @@ class PageKeys:
     """Where the pages of a release's tables are, as arrays by the table's place in the manifest.
 
     prefixes uint8: the keys without the page's number, one after another; ends int64 [tables + 1] says which is whose.
-    geometry int64 [tables, 3]: rows, rows of a page, bytes of a row.
+    geometry int64 [tables, 5]: rows, rows of a page, bytes of a row, whether its ids are sparse, pages or buckets.
     """
 
     def __init__(self, prefix: str, record: Record) -> None:
@@ -28,27 +29,36 @@ class PageKeys:
         prefixes = [page_key(prefix, record.namespace, table.name, "").encode() for table in tables]
         self.prefixes = np.frombuffer(b"".join(prefixes), np.uint8)
         self.ends = np.cumsum([0, *map(len, prefixes)])
-        self.geometry = np.array([[table.rows, table.page_rows, table.row_bytes] for table in tables], np.int64)
+        described = [[table.rows, table.page_rows, table.row_bytes, table.sparse, table.pages] for table in tables]
+        self.geometry = np.array(described, np.int64).reshape(-1, 5)
 
 
 @njit(cache=True, nogil=True)
-def _locate(tables, counts, ids, geometry, starts, status, targets, command_tables, pages, members):  # type: ignore[no-untyped-def]
+def _locate(tables, counts, ids, geometry, starts, status, targets, command_tables, pages, begins, members):  # type: ignore[no-untyped-def]
     """Fills the arrays of PageFetch; returns the number of commands."""
-    position = commands = 0
+    first = commands = placed = 0
     for part in range(len(tables)):
-        table, target = tables[part], starts[part]
-        for _ in range(counts[part]):
+        table, last = tables[part], first + counts[part]
+        width, sparse = geometry[table, ROW_BYTES], geometry[table, SPARSE]
+        if sparse:
+            buckets = buckets_of(ids[first:last], geometry[table, PAGES])
+            order = np.argsort(buckets)
+        for i in range(last - first):
+            position = first + (order[i] if sparse else i)
             row = ids[position]
-            targets[position] = target
-            status[position] = ABSENT
-            if 0 <= row < geometry[table, ROWS]:
-                status[position] = UNAVAILABLE  # until it comes
-                command_tables[commands] = table
-                pages[commands] = row // geometry[table, PAGE_ROWS]
-                members[commands] = position
+            targets[position] = starts[part] + (position - first) * width
+            if not sparse and not 0 <= row < geometry[table, ROWS]:
+                status[position] = ABSENT
+                continue
+            status[position] = UNAVAILABLE  # until it comes
+            page = buckets[order[i]] if sparse else row // geometry[table, PAGE_ROWS]
+            if not sparse or i == 0 or page != pages[commands - 1]:
+                command_tables[commands], pages[commands], begins[commands] = table, page, placed
                 commands += 1
-            target += geometry[table, ROW_BYTES]
-            position += 1
+            members[placed] = position
+            placed += 1
+        first = last
+    begins[commands] = placed
     return commands
 
 
@@ -66,12 +76,12 @@ class PageFetch:
         self.rows = np.empty(starts[-1], np.uint8)
         self.status = np.empty(n, np.uint8)
         self.tables, self.pages = np.empty(n, np.int64), np.empty(n, np.int64)
-        self.begins = np.arange(n + 1)
+        self.begins = np.empty(n + 1, np.int64)
         self._ids = batch.ids
         self._members, self._targets = np.empty(n, np.int64), np.empty(n, np.int64)
         self.size = _locate(
             batch.tables, batch.counts, batch.ids, keys.geometry, starts, self.status, self._targets, self.tables,
-            self.pages, self._members,
+            self.pages, self.begins, self._members,
         )  # fmt: skip
         self.outcome = np.full(self.size, WAITING, np.uint8)
         self._errors: dict[str, StoreUnavailable] = {}
@@ -107,8 +117,8 @@ class PageFetch:
     ) -> Decoded:  # fmt: skip
         """See `redis_wire.decode`."""
         decoded: Decoded = decode(
-            buffer, at, end, commands, replies, asking, self.tables, self.begins, self._members, self._targets,
-            self.keys.geometry, self.rows, self.status, self.outcome, errors,
+            buffer, at, end, commands, replies, asking, self.tables, self.begins, self._members, self._ids,
+            self._targets, self.keys.geometry, self.rows, self.status, self.outcome, errors,
         )  # fmt: skip
         return decoded
 

@@ -1,7 +1,8 @@
 """What goes over the wire to a Redis node, by kernels: commands that ask for pages, replies read straight into rows.
 
-A fetch is k commands, each for one page and the rows wanted of it (arrays of `redis_fetch.PageFetch`); a node gets some
-of them, `commands` int64 [m], in that order. `GETRANGE <key> <first byte> <last byte>` asks for one row.
+A fetch is k commands, each for one page and the ids wanted of it (arrays of `redis_fetch.PageFetch`); a node gets some
+of them, `commands` int64 [m], in that order. Of a dense table, `GETRANGE <key> <first byte> <last byte>` asks for one
+row; of a sparse one, `GET <key>` for a bucket (`buckets.py`) with the rows of one id or several.
 
 redis-py packs a pipeline of 10,000 GETRANGE eight times slower than the server answers it, and every reply it gives is
 a Python object; here nothing is done per row outside of a kernel.
@@ -12,13 +13,18 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-# columns of `geometry`, int64 [tables, 3]
-ROWS, PAGE_ROWS, ROW_BYTES = 0, 1, 2
+from embedding_store.buckets import find_in_bucket
+from embedding_store.lookup import ABSENT, FOUND
+from embedding_store.sparse import NOT_THERE
+
+# columns of `geometry`, int64 [tables, 5]; PAGES: buckets of a sparse table
+ROWS, PAGE_ROWS, ROW_BYTES, SPARSE, PAGES = 0, 1, 2, 3, 4
 # outcome of a command
-WAITING, ANSWERED, LOST, REFUSED = 0, 1, 2, 3  # LOST: the page is missing or too short; REFUSED: an error reply
+WAITING, ANSWERED, LOST, REFUSED = 0, 1, 2, 3  # LOST: the page is missing or damaged; REFUSED: an error reply
 
 LONGEST_COMMAND = 256  # bytes, without the key's prefix
 _GETRANGE = np.frombuffer(b"*4\r\n$8\r\nGETRANGE\r\n", np.uint8)
+_GET = np.frombuffer(b"*2\r\n$3\r\nGET\r\n", np.uint8)
 _ASKING = np.frombuffer(b"*1\r\n$6\r\nASKING\r\n", np.uint8)
 
 
@@ -78,16 +84,17 @@ def encode(  # type: ignore[no-untyped-def]
         prefix = prefixes[ends[table] : ends[table + 1]]
         if at + len(prefix) + LONGEST_COMMAND > len(buffer):
             break
-        width = geometry[table, ROW_BYTES]
-        start = (ids[members[begins[command]]] - page * geometry[table, PAGE_ROWS]) * width
         if asking:
             at = _put(buffer, at, _ASKING)
-        at = _put(buffer, at, _GETRANGE)
+        at = _put(buffer, at, _GET if geometry[table, SPARSE] else _GETRANGE)
         digits = _digits(page)
         at = _put_length(buffer, at, len(prefix) + digits)
         at = _put_number(buffer, _put(buffer, at, prefix), page, digits)
-        at = _put_argument(buffer, at, start)
-        at = _put_argument(buffer, at, start + width - 1)
+        if not geometry[table, SPARSE]:
+            width = geometry[table, ROW_BYTES]
+            start = (ids[members[begins[command]]] - page * geometry[table, PAGE_ROWS]) * width
+            at = _put_argument(buffer, at, start)
+            at = _put_argument(buffer, at, start + width - 1)
         first += 1
     return first, at
 
@@ -114,30 +121,39 @@ def _number(buffer, at, end):  # type: ignore[no-untyped-def]
     return number
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _take_row(buffer, start, width, position, targets, rows, status):  # type: ignore[no-untyped-def]
+    target = targets[position]
+    for byte in range(width):
+        rows[target + byte] = buffer[start + byte]
+    status[position] = FOUND
+
+
+@njit(cache=True, nogil=True)
+def _take_from_bucket(buffer, start, length, width, members, ids, targets, rows, status):  # type: ignore[no-untyped-def]
+    """The rows of some ids, at these places, out of their bucket; False where it is damaged or not there (-1)."""
+    for position in members:
+        row = find_in_bucket(buffer, start, length, ids[position], width)
+        if row >= 0:
+            _take_row(buffer, row, width, position, targets, rows, status)
+        elif row == NOT_THERE:
+            status[position] = ABSENT
+        else:
+            return False
+    return True
+
+
 @njit(cache=True, nogil=True)
 def decode(  # type: ignore[no-untyped-def]
-    buffer,
-    at,
-    end,
-    commands,
-    replies,
-    asking,
-    tables,
-    begins,
-    members,
-    targets,
-    geometry,
-    rows,
-    status,
-    outcome,
-    errors,
-):
+    buffer, at, end, commands, replies, asking,
+    tables, begins, members, ids, targets, geometry, rows, status, outcome, errors,
+):  # fmt: skip
     """Reads the replies in buffer[at:end] that are whole, as many as belong to `commands`, beyond the `replies` that
     were read before.
 
     Puts rows where they belong. Error replies go to errors, int64 [e, 3]: command, begin and end of the line; stops
     where that is full. Returns what `at` and `replies` are now, the number of errors, and whether all was in order: a
-    reply that cannot belong to a GETRANGE means that the rest cannot be told apart.
+    reply that cannot belong to a command means that the rest cannot be told apart.
     """
     found, each = 0, 2 if asking else 1
     while replies < each * len(commands) and found < len(errors):
@@ -157,21 +173,21 @@ def decode(  # type: ignore[no-untyped-def]
             at = line + 2
         else:
             length, start = _number(buffer, at + 1, line), line + 2
-            table, position = tables[command], members[begins[command]]
-            width = geometry[table, ROW_BYTES]
-            if kind != 36 or length < -1 or length > width:
+            table = tables[command]
+            width, sparse = geometry[table, ROW_BYTES], geometry[table, SPARSE]
+            if kind != 36 or length < -1 or (length > width and not sparse):
                 return at, replies, found, False
             after = start + length + 2 if length >= 0 else start
             if after > end:
                 break
-            if length == width:
-                target = targets[position]
-                for byte in range(width):
-                    rows[target + byte] = buffer[start + byte]
-                status[position] = 0  # FOUND
-                outcome[command] = ANSWERED
+            wanted = members[begins[command] : begins[command + 1]]
+            if sparse:
+                whole = _take_from_bucket(buffer, start, length, width, wanted, ids, targets, rows, status)
             else:
-                outcome[command] = LOST
+                whole = length == width
+                if whole:
+                    _take_row(buffer, start, width, wanted[0], targets, rows, status)
+            outcome[command] = ANSWERED if whole else LOST
             at = after
         replies += 1
     return at, replies, found, True

@@ -81,7 +81,7 @@ class RedisCluster:
         return len(nodes) == len(self.nodes) and all("handshake" not in node["flags"] for node in nodes)
 
     def _is_whole(self, number: int) -> bool:
-        """This node says that it is ready, and knows of every slot a master and a replica that has received something."""
+        """This node is ready, and knows of every slot a master and a replica that has received something."""
         parts = self.client(number).execute_command("CLUSTER SLOTS")
         state = self.client(number).execute_command("CLUSTER INFO")["cluster_state"]
         return state == "ok" and len(parts) == self.masters and all(len(part) == 4 for part in parts)

@@ -8,11 +8,13 @@ import pytest
 from numpy.typing import NDArray
 
 from embedding_store.batch import IdBatch
+from embedding_store.buckets import bucket_bounds, buckets_of, encode_buckets
 from embedding_store.lookup import ABSENT, FOUND, UNAVAILABLE
 from embedding_store.redis_fetch import PageFetch, PageKeys
 from embedding_store.redis_keys import Record
 from embedding_store.redis_wire import ANSWERED, LOST, REFUSED, ROW_BYTES, WAITING
 from embedding_store.release import ReleaseManifest, TableInfo
+from embedding_store.sparse import mixed_ids
 
 ASKING = b"*1\r\n$6\r\nASKING\r\n"
 
@@ -146,3 +148,46 @@ def test_an_error_for_asking_is_not_taken_for_that_of_the_next_command() -> None
     assert (replies, sound, refused) == (4, True, {0: "MOVED 1 h:1"})
     assert fetch.status.tolist() == [UNAVAILABLE, FOUND]
     assert fetch.rows[2:].tobytes() == b"xy"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_buckets_split_anywhere_give_the_rows_of_all_their_ids(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    width, rows = int(rng.integers(1, 100)), 400
+    table = TableInfo("s", rows, 1, "fp32", width, 10, sha256="", ids="sparse")
+    record = Record("0123456789abcdef", ReleaseManifest("m", "1", "2026-01-02T03:04:05Z", (table,)))
+    known = np.unique(rng.integers(-(2**63), 2**63 - 1, rows))
+    values = {row: rng.integers(0, 256, width, np.uint8).tobytes() for row in known.tolist()}
+    order = known[np.argsort(mixed_ids(known))]
+    bounds = bucket_bounds(order, 0, table.pages, table.pages)
+    content = np.frombuffer(b"".join(values[row] for row in order.tolist()), np.uint8).reshape(rows, width)
+    encoded, starts = encode_buckets(order, content, bounds)
+    asked = rng.permutation(np.concatenate((known[:300], rng.integers(-(2**63), 2**63 - 1, 50))))
+    fetch = PageFetch(PageKeys("shop", record), IdBatch(np.array([0]), np.array([350]), asked))
+    assert np.unique(fetch.pages[: fetch.size]).tolist() == np.unique(buckets_of(asked, table.pages)).tolist()
+    assert len(np.unique(fetch.pages[: fetch.size])) == fetch.size  # one command a bucket
+
+    commands = rng.permutation(fetch.size)
+    gone, cut = commands[0], commands[1]
+    stream, sent = b"", np.empty(1 << 16, np.uint8)
+    _, size = fetch.encode(commands, 0, len(commands), False, sent)
+    expected = b""
+    for command in commands.tolist():
+        bucket = int(fetch.pages[command])
+        key = f"shop:0123456789abcdef:s:{bucket}".encode()
+        expected += b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
+        one = encoded[starts[bucket] : starts[bucket + 1]].tobytes()[: -1 if command == cut else None]
+        stream += b"$-1\r\n" if command == gone else b"$%d\r\n%s\r\n" % (len(one), one)
+    assert sent[:size].tobytes() == expected
+    replies, refused, sound = decode_in_parts(rng, fetch, commands, stream, False)
+    assert (replies, refused, sound) == (fetch.size, {}, True)
+    lost = fetch.pages[[gone, cut]]
+    for position, row in enumerate(asked.tolist()):
+        if buckets_of(asked[position : position + 1], table.pages)[0] in lost:
+            assert fetch.status[position] == UNAVAILABLE
+        elif row not in values:
+            assert fetch.status[position] == ABSENT
+        else:
+            assert fetch.status[position] == FOUND
+            assert fetch.rows[position * width : (position + 1) * width].tobytes() == values[row]
+    assert np.flatnonzero(fetch.outcome == LOST).tolist() == sorted([gone, cut])
