@@ -23,7 +23,7 @@ POLICIES: Mapping[str, Callable[[Popularity, float], NDArray[np.float64]]] = {
     "lru": lru, "s3fifo": s3fifo, "ideal": ideal,
 }  # fmt: skip
 
-_MIB = 1 << 20
+STEP_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +63,17 @@ class CacheForecast:
         return CachePlan(cache_bytes, SIDECAR_BYTES + used, WAYS * sum(sets.values()), rates)
 
     def bytes_for(self, share: float, policy: str) -> int:
-        """The smallest cache, in whole MiB, whose raw hit rate is `share`, 0 … 1."""
+        """The smallest cache, in steps of STEP_BYTES, whose raw hit rate is `share`, 0 … 1."""
         low, high = 0, 1
         while self._raw(high, policy) < share:
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._raw(middle, policy) < share else (low, middle)
-        return high * _MIB
+        return high * STEP_BYTES
 
-    def _raw(self, mib: int, policy: str) -> float:
-        return self._rate(policy, plan_sets([self._manifest], mib * _MIB)).raw
+    def _raw(self, steps: int, policy: str) -> float:
+        return self._rate(policy, plan_sets([self._manifest], steps * STEP_BYTES)).raw
 
     def _rate(self, policy: str, sets: Mapping[int, int]) -> HitRate:
         names, hits, missed, asked = {}, {}, 0.0, 0.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from embedding_store.cache_forecast import POLICIES, CacheForecast, CachePlan, read_forecast
+from embedding_store.cache_forecast import POLICIES, STEP_BYTES, CacheForecast, CachePlan, read_forecast
 from embedding_store.codec import bucket_rows, page_rows, row_bytes
 from embedding_store.publish import read_release_manifest
 from embedding_store.redis_memory import table_bytes
@@ -52,7 +52,7 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True)
 class CacheSizes:
-    """The smallest caches, in whole MiB, with this raw hit rate."""
+    """The smallest caches, in steps of STEP_BYTES, with this raw hit rate."""
 
     hit_rate: float  # 0 … 1
     bytes: Mapping[str, int]  # by policy
@@ -114,7 +114,7 @@ def _nodes(release_bytes: int, nodes: int, replicas: int, releases: int) -> Node
 
 def _sizes(forecast: CacheForecast) -> list[int]:
     """Up to five, each four times the one before; the last one has room for every row that is asked for."""
-    sizes = [1 << 20]
+    sizes = [STEP_BYTES]
     while forecast.at(sizes[-1]).rates["lru"].raw < 1:
         sizes.append(4 * sizes[-1])
     return sizes[-5:]

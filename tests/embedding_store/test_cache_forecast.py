@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from embedding_store.access_counts import AccessCounts, count_groups, write_counts
 from embedding_store.batch import IdBatch
-from embedding_store.cache_forecast import POLICIES, SIDECAR_BYTES, CacheForecast, HitRate, read_forecast
+from embedding_store.cache_forecast import POLICIES, SIDECAR_BYTES, STEP_BYTES, CacheForecast, HitRate, read_forecast
 from embedding_store.dedupe import dedupe
 from embedding_store.hit_rates import popularity
 from embedding_store.hot_cache import HotCache
@@ -21,7 +21,6 @@ from embedding_store.lookup import FOUND
 from embedding_store.release import ReleaseManifest, TableInfo
 
 COUNTED, ASKED = 8_000, 6_000  # requests
-MIB = 1 << 20
 
 
 @dataclass
@@ -155,9 +154,9 @@ def test_the_size_for_a_hit_rate_is_the_smallest(policy: str) -> None:
     forecast = forecast_of({"item": Traffic(400_000, 16, per_request=60, zipf=0.9)}, generator(6))
     for share in (0.5, 0.8, 0.9, 1.0):
         size = forecast.bytes_for(share, policy)
-        assert size % MIB == 0
+        assert size % STEP_BYTES == 0
         assert forecast.at(size).rates[policy].raw >= share
-        assert size == MIB or forecast.at(size - MIB).rates[policy].raw < share
+        assert size == STEP_BYTES or forecast.at(size - STEP_BYTES).rates[policy].raw < share
 
 
 def test_a_bundle_that_does_not_say_what_is_asked_for(tmp_path: Path) -> None:

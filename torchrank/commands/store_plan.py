@@ -88,7 +88,7 @@ def _table(*headings: str) -> Table:
 
     table = Table()
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if place else "left", overflow="fold")
+        table.add_column(heading, justify="right" if place else "left", no_wrap=not place)
     return table
 
 
