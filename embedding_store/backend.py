@@ -1,26 +1,27 @@
 """The seam between the store and whatever keeps the pages: files, Redis, or another one to come.
 
 Reading is `fetch`; writing is a `ReleaseWriter`, which makes a namespace that nobody reads before `commit`; what is
-served is decided by one pointer per model, changed by compare-and-set. What to do in which order is in `publish.py`
-and `releases.py`, once for all backends.
+served is decided by one pointer per model, changed by compare-and-set. What to do in which order is in `publish.py`,
+`releases.py` and `gc.py`, once for all backends.
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.batch import FetchedRows, IdBatch
+from embedding_store.chunks import Chunk
 from embedding_store.closing import Closing
-from embedding_store.errors import ReleaseConflict
+from embedding_store.errors import InvalidRelease, ReleaseConflict
 from embedding_store.release import ReleaseManifest, TableInfo
-from embedding_store.sparse_pages import BucketRun
 
 # Releases a model was served from, oldest first; the last one is active. Rollback drops the last.
 History = tuple[str, ...]
@@ -33,9 +34,16 @@ def namespace(manifest: ReleaseManifest) -> str:
     return hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()[:16]
 
 
-def conflict(address: str, release: str) -> ReleaseConflict:
-    return ReleaseConflict(f"{address} has a release {release} with other content; a release never changes, so a new "
+def conflict(address: str, release: str, *, removed: bool = False) -> ReleaseConflict:
+    has = "had, until gc removed it," if removed else "has"
+    return ReleaseConflict(f"{address} {has} a release {release} with other content; a release never changes, so a new "
                            "bundle needs a new version")  # fmt: skip
+
+
+def differs(address: str, table: TableInfo, where: str) -> InvalidRelease:
+    return InvalidRelease(
+        f"{address} gives back {where} of table {table.name!r} not as it was written; the release is not published"
+    )
 
 
 def moved(address: str, model: str, expected: History, found: History) -> ReleaseConflict:
@@ -45,11 +53,27 @@ def moved(address: str, model: str, expected: History, found: History) -> Releas
     )
 
 
-class Unfinished(msgspec.Struct, frozen=True):
-    """A publication that has not committed: still under way, or its publisher died."""
+class Stored(msgspec.Struct, frozen=True):
+    """A release in a store, whatever has become of it."""
 
     release: str
     namespace: str
+    state: Literal["ready", "unfinished", "removing"]
+    manifest: ReleaseManifest | None  # None: its publisher died before it had written that
+    idle: float  # seconds since it was published, or was last the active one; unfinished: since it was last worked on
+    publisher: bool = False  # one is at work on it, or was so lately that it may be
+
+    @property
+    def bytes(self) -> int:
+        """Of its tables, once they are all there."""
+        return sum(table.bytes + table.ids_bytes for table in self.manifest.tables) if self.manifest else 0
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """How far an earlier, interrupted publication of a table came."""
+
+    pages: int
+    digest: str  # of the bundle's files up to there: `chunks.Checksum`
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +92,11 @@ class ReleaseWriter(Closing):
     """Writes one release into a namespace of its own. Every call may be repeated: the bytes are the same."""
 
     @abstractmethod
-    def write(self, table: TableInfo, first_page: int, data: memoryview) -> None:
-        """Whole pages, beginning with `first_page`; the table's last page may be shorter."""
+    def write(self, table: TableInfo, chunk: Chunk) -> None: ...
 
     @abstractmethod
-    def read(self, table: TableInfo, first_page: int, pages: int) -> bytes:
-        """The pages as the store has them, one after another; shorter where the store has lost something."""
-
-    @abstractmethod
-    def write_buckets(self, table: TableInfo, run: BucketRun) -> None:
-        """As `write`, of a table of raw ids."""
-
-    @abstractmethod
-    def read_buckets(self, table: TableInfo, run: BucketRun) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        """ids int64 [n] and rows uint8 [n, row_bytes] of the buckets of this run as the store has them.
-
-        Raises InvalidRelease where one of them is lost or damaged.
-        """
+    def verify(self, table: TableInfo, chunk: Chunk) -> None:
+        """Reads the chunk back. Raises InvalidRelease where the store does not give back the same."""
 
     @abstractmethod
     def write_hot(self, table: TableInfo, ids: bytes) -> None: ...
@@ -93,16 +105,28 @@ class ReleaseWriter(Closing):
     def read_hot(self, table: TableInfo) -> bytes: ...
 
     @abstractmethod
-    def mark_verified(self, table: TableInfo) -> None:
-        """Makes the table durable and remembers that it needs no second writing."""
+    def mark_verified(self, table: TableInfo, verified: Verified) -> None:
+        """Makes the table durable so far, and remembers that this part needs no second writing."""
 
     @abstractmethod
-    def verified(self) -> frozenset[str]:
-        """Names of the tables that an earlier, interrupted publication of this content finished."""
+    def verified(self) -> dict[str, Verified]:
+        """By table, what an earlier, interrupted publication of this content finished."""
+
+    @abstractmethod
+    def lost_pages(self, table: TableInfo) -> int:
+        """How many of the table's pages are not there, though all were written."""
+
+    @abstractmethod
+    def renew(self) -> None:
+        """To be called every few seconds: as long as it is, nobody takes the publication for abandoned.
+
+        Raises ReleaseConflict where another publisher has taken over, or the pages were removed.
+        """
 
     @abstractmethod
     def commit(self) -> None:
-        """Makes the release visible, all at once. Raises ReleaseConflict where the name has other content."""
+        """Makes the release visible, all at once. Raises ReleaseConflict as `renew`, and where the name has other
+        content."""
 
 
 class Backend(Closing):
@@ -118,7 +142,8 @@ class Backend(Closing):
         """All complete releases by name."""
 
     @abstractmethod
-    def unfinished(self) -> list[Unfinished]: ...
+    def inventory(self) -> list[Stored]:
+        """Everything that takes room: complete releases by name, then unfinished ones and those half removed."""
 
     @abstractmethod
     def manifest(self, release: str) -> ReleaseManifest:
@@ -138,7 +163,8 @@ class Backend(Closing):
 
     @abstractmethod
     def set_history(self, model: str, expected: History, history: History) -> None:
-        """Compare-and-set. Raises ReleaseConflict where the history is not `expected` (nor already `history`)."""
+        """Compare-and-set. Raises ReleaseConflict where the history is not `expected` (nor already `history`), and
+        UnknownRelease where the store has not, or no longer, the last release of `history`."""
 
     @abstractmethod
     def fetch(self, release: str, batch: IdBatch, *, timeout: float | None = None) -> FetchedRows:
@@ -161,10 +187,40 @@ class Backend(Closing):
     def hot_ids(self, release: str, table: str) -> NDArray[np.int64]:
         """int64 [k], most frequent first; k may be 0."""
 
+    def create(self) -> None:
+        """Makes an empty store, where the first publication has to."""
+
+    @abstractmethod
+    def preflight(self, manifest: ReleaseManifest) -> None:
+        """Raises StoreNotReady, saying what to set, where publishing this would fail: rights, room, settings."""
+
     @abstractmethod
     def writer(self, manifest: ReleaseManifest) -> ReleaseWriter:
         """Raises ReleaseConflict where a complete release of this name has other content, or where another publisher is
-        at work on the same namespace and the backend can tell."""
+        at work on the same namespace."""
+
+    @abstractmethod
+    def pin(self, owner: str, releases: Collection[str], seconds: float) -> frozenset[str]:
+        """For the next `seconds`, or until the owner's next call, gc leaves these alone; with none, the pin ends.
+
+        Returns those that the store has: they are safe now. Raises StoreUnavailable, also where it is read-only.
+        """
+
+    @abstractmethod
+    def pins(self) -> dict[str, list[str]]:
+        """Release -> owners whose pins hold."""
+
+    @abstractmethod
+    def take_out(self, stored: Stored) -> None:
+        """Makes a release invisible for good; its bytes stay until `erase`. May be repeated.
+
+        Raises ReleaseConflict where it has become active, was pinned, or is being published meanwhile.
+        """
+
+    @abstractmethod
+    def erase(self, stored: Stored) -> Iterator[int]:
+        """Removes the bytes of what was taken out, in small batches; yields after each how many keys or files it had.
+        Stopped anywhere, it may be called again."""
 
     def active(self, model: str) -> str | None:
         history = self.history(model)

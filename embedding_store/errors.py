@@ -7,6 +7,7 @@ StoreError
 ├── UnknownTable         the release has no such table
 ├── ReleaseConflict      the active release is not the one the caller expected
 ├── StoreUnavailable     the store cannot be reached: says nothing about whether an id exists
+│   └── StoreNotReady    it can, but does not take this: rights, memory, disk, settings; the message says what to set
 └── ProtocolError        a malformed frame, or a reply that does not fit the request
 """
 
@@ -38,6 +39,10 @@ class ReleaseConflict(StoreError):
 
 
 class StoreUnavailable(StoreError, ConnectionError):
+    pass
+
+
+class StoreNotReady(StoreUnavailable):
     pass
 
 

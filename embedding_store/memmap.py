@@ -1,31 +1,39 @@
 """Releases in a directory: the embedded store that needs no server, and shares its pages with every process of a host.
 
-releases/MODEL@VERSION/         manifest.json, tables/NAME.pages, tables/NAME.hot; appears by one rename
-writing/MODEL@VERSION.NAMESPACE the same while it is being written; NAME.verified marks a finished table
+releases/MODEL@VERSION/         manifest.json, tables/NAME.pages, .ids (sparse) and .hot; appears by one rename
+writing/MODEL@VERSION.CONTENT   the same while it is being written; NAME.verified says how far a table is
 active/MODEL.json               the history of activations, replaced by rename under active/MODEL.lock
+since/MODEL@VERSION             when it last ceased to be the active one, as the file's time
+pins/OWNER.json, OWNER.lock     which releases a sidecar serves: `memmap_pins.py`
+removing/…, removed/…           what gc has taken out, and the CONTENT of all that it ever took out
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_store.backend import Backend, History, ReleaseWriter, Unfinished, conflict, moved, namespace
+from embedding_store.backend import Backend, History, ReleaseWriter, Stored, conflict, moved, namespace
 from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.codec import check_name
 from embedding_store.durable import replace_file
-from embedding_store.errors import InvalidRelease, StoreUnavailable, UnknownRelease
+from embedding_store.errors import InvalidRelease, StoreNotReady, StoreUnavailable, UnknownRelease
+from embedding_store.memmap_gc import MemmapShelf
+from embedding_store.memmap_pins import MemmapPins
 from embedding_store.memmap_read import MappedTables
-from embedding_store.memmap_writer import MemmapWriter
+from embedding_store.memmap_writer import MemmapWriter, check_directory
 from embedding_store.release import ReleaseManifest
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class MemmapBackend(Backend):
@@ -34,6 +42,8 @@ class MemmapBackend(Backend):
         self._maps: dict[str, MappedTables] = {}
         self._manifests: dict[str, ReleaseManifest] = {}
         self._lock = threading.Lock()
+        self._pins = MemmapPins(self._folder / "pins")
+        self._shelf = MemmapShelf(self, self._folder, self._pins)
 
     @property
     def address(self) -> str:
@@ -44,22 +54,26 @@ class MemmapBackend(Backend):
         return False
 
     def releases(self) -> dict[str, ReleaseManifest]:
-        return {name: self.manifest(name) for name in self._names("releases") if "@" in name}
+        found = {}
+        for name in self.names("releases"):
+            with suppress(UnknownRelease):  # gc has just taken it out
+                found[name] = self.manifest(name)
+        return found
 
-    def unfinished(self) -> list[Unfinished]:
-        parts = [name.rpartition(".") for name in self._names("writing")]
-        return [Unfinished(release, content) for release, _, content in parts]
+    def inventory(self) -> list[Stored]:
+        return self._shelf.inventory()
 
     def manifest(self, release: str) -> ReleaseManifest:
         known = self._manifests.get(release)
-        if known is not None:
-            return known
+        return self._read_manifest(release) if known is None else known
+
+    def _read_manifest(self, release: str) -> ReleaseManifest:
         path = self._release_folder(release) / "manifest.json"
         try:
             manifest = msgspec.json.decode(path.read_bytes(), type=ReleaseManifest)
         except (FileNotFoundError, NotADirectoryError) as error:
             self._check_reachable()
-            names = ", ".join(self._names("releases")) or "none"
+            names = ", ".join(self.names("releases")) or "none"
             raise UnknownRelease(f"no release {release!r} in {self.address}; it has: {names}") from error
         except OSError as error:
             raise StoreUnavailable(f"{self.address}: cannot read {path}: {error.strerror}") from error
@@ -69,14 +83,19 @@ class MemmapBackend(Backend):
         return manifest
 
     def contains(self, manifest: ReleaseManifest) -> bool:
-        if not (self._release_folder(manifest.name) / "manifest.json").exists():
-            return False  # the directory itself may be missing: the first publication makes it
-        if namespace(self.manifest(manifest.name)) != namespace(manifest):
+        content = namespace(manifest)
+        try:
+            found = namespace(self._read_manifest(manifest.name))
+        except UnknownRelease:
+            if self._removed(manifest.name) not in (content, None):
+                raise conflict(self.address, manifest.name, removed=True) from None
+            return False
+        if found != content:
             raise conflict(self.address, manifest.name)
         return True
 
     def histories(self) -> dict[str, History]:
-        models = [name.removesuffix(".json") for name in self._names("active") if name.endswith(".json")]
+        models = [name.removesuffix(".json") for name in self.names("active") if name.endswith(".json")]
         return {model: self.history(model) for model in models}
 
     def history(self, model: str) -> History:
@@ -91,14 +110,24 @@ class MemmapBackend(Backend):
 
     def set_history(self, model: str, expected: History, history: History) -> None:
         path = self._pointer(model)
-        with self.guard():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.with_suffix(".lock").open("wb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, also by kill -9
-                current = self.history(model)
-                if current not in (expected, history):
-                    raise moved(self.address, model, expected, current)
-                replace_file(path, msgspec.json.encode(history))
+        with self.guard(), self.locked_pointer(model):
+            current = self.history(model)
+            if current not in (expected, history):
+                raise moved(self.address, model, expected, current)
+            if history:
+                self._read_manifest(history[-1])  # raises where gc has removed it
+            if current[-1:] != history[-1:] and current:
+                self._shelf.left(current[-1])
+            replace_file(path, msgspec.json.encode(history))
+
+    @contextmanager
+    def locked_pointer(self, model: str) -> Iterator[None]:
+        """Inside `guard`."""
+        path = self._pointer(model).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, also by kill -9
+            yield
 
     def fetch(self, release: str, batch: IdBatch, *, timeout: float | None = None) -> FetchedRows:
         """`timeout` has no effect: reading mapped memory cannot be interrupted."""
@@ -112,11 +141,39 @@ class MemmapBackend(Backend):
         with self.guard():
             return np.frombuffer(path.read_bytes(), "<i8").astype(np.int64)
 
+    def create(self) -> None:
+        with self.guard():
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def preflight(self, manifest: ReleaseManifest) -> None:
+        with self.guard():
+            check_directory(self.address, self._folder, manifest)
+
     def writer(self, manifest: ReleaseManifest) -> ReleaseWriter:
+        self.create()
         self.contains(manifest)
         return MemmapWriter(self, self._folder, manifest)
 
+    def pin(self, owner: str, releases: Collection[str], seconds: float) -> frozenset[str]:
+        check_name("owner", owner)
+        self._check_reachable()
+        with self.guard(), self._pins.frozen():
+            self._pins.set(owner, releases, seconds)
+            return frozenset(releases) & frozenset(self.names("releases"))
+
+    def pins(self) -> dict[str, list[str]]:
+        with self.guard():
+            return self._pins.by_release()
+
+    def take_out(self, stored: Stored) -> None:
+        self._manifests.pop(stored.release, None)
+        self._shelf.take_out(stored)
+
+    def erase(self, stored: Stored) -> Iterator[int]:
+        return self._shelf.erase(stored)
+
     def close(self) -> None:
+        self._pins.close()
         with self._lock:
             self._maps.clear()  # unmapped when the last look-up that still reads one returns
 
@@ -128,7 +185,7 @@ class MemmapBackend(Backend):
         with self._lock:
             return self._maps.setdefault(release, tables)
 
-    def _names(self, kind: str) -> list[str]:
+    def names(self, kind: str) -> list[str]:
         try:
             return sorted(os.listdir(self._folder / kind))
         except FileNotFoundError:
@@ -140,6 +197,12 @@ class MemmapBackend(Backend):
     def _check_reachable(self) -> None:
         if not self._folder.is_dir():
             raise StoreUnavailable(f"{self.address} cannot be reached: there is no such directory")
+
+    def _removed(self, release: str) -> str | None:
+        """CONTENT of a release that gc has removed."""
+        path = self._folder / "removed" / release
+        with self.guard():
+            return path.read_text() if path.exists() else None
 
     def _release_folder(self, release: str) -> Path:
         model, at, version = release.partition("@")
@@ -155,10 +218,16 @@ class MemmapBackend(Backend):
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Turns what the file system reports into StoreUnavailable."""
+        """Turns what the file system reports into StoreUnavailable, and what can be mended into StoreNotReady."""
         try:
             yield
+        except StoreUnavailable:
+            raise
         except OSError as error:
-            if isinstance(error, StoreUnavailable):
-                raise
-            raise StoreUnavailable(f"{self.address}: {error.filename or ''}: {error.strerror}") from error
+            message = f"{self.address}: {error.filename or self._folder}: {error.strerror}"
+            if error.errno in _FULL:
+                advice = "free some room, or remove old releases (torchrank gc); publishing again goes on from here"
+                raise StoreNotReady(f"{message}: {advice}") from error
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise StoreNotReady(f"{message}: this user (uid {os.geteuid()}) may not write there") from error
+            raise StoreUnavailable(message) from error

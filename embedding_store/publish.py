@@ -1,27 +1,28 @@
 """From a bundle to a release: write a namespace that nobody reads → read it back → commit.
 
 Killed at any step, this leaves the store's releases and pointers as they were; the next run of the same bundle goes on
-after the last table that was verified.
+behind the part that was verified.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
-import numpy as np
 
-from embedding_store.backend import Backend, ReleaseWriter
+from embedding_store.backend import Backend, ReleaseWriter, Verified
+from embedding_store.chunks import Checksum, Chunk, read_chunks
 from embedding_store.codec import check_name, check_table
-from embedding_store.errors import InvalidRelease
-from embedding_store.pages import open_pages, read_hot
+from embedding_store.errors import InvalidRelease, ReleaseConflict, StoreUnavailable
+from embedding_store.pace import Pace
+from embedding_store.pages import read_hot
 from embedding_store.release import ReleaseManifest, TableInfo
-from embedding_store.sparse_pages import BucketRun, bucket_runs
+from embedding_store.releases import activate
 
-_CHUNK_BYTES = 1 << 20
+# Between two marks: what an interrupted publication has to do again at most. A mark may cost a sync of the disk.
+_MARKED_BYTES = 64 << 20
 
 
 class Progress(Protocol):
@@ -52,114 +53,120 @@ def read_release_manifest(bundle: Path) -> ReleaseManifest:
     return manifest
 
 
-def publish(bundle: Path, backend: Backend, *, progress: Progress = no_progress) -> ReleaseManifest:
+def publish(
+    bundle: Path, backend: Backend, *, bytes_per_second: float | None = None, progress: Progress = no_progress
+) -> ReleaseManifest:
     """Copies the tables of `bundle` into the store as a complete release, not yet active; nothing where it is there.
 
-    Raises InvalidRelease (a damaged bundle, or a store that does not give back what was written), ReleaseConflict (the
-    store has a release of this name with other content), StoreUnavailable.
+    `bytes_per_second`: at most that much is written, and as much read back, together. Raises InvalidRelease (a damaged
+    bundle, or a store that does not give back what was written), ReleaseConflict (the store has a release of this name
+    with other content, or another publisher is at it), StoreNotReady (what to set), StoreUnavailable.
     """
     manifest = read_release_manifest(bundle)
+    backend.create()
     if backend.contains(manifest):
         return manifest
+    backend.preflight(manifest)
     with backend.writer(manifest) as writer:
-        verified = writer.verified()
+        publication = _Publication(bundle / "tables", writer, backend.address, Pace(bytes_per_second))
         total = 2 * sum(table.bytes + table.ids_bytes for table in manifest.tables)
         done = 0
         for table in manifest.tables:
-            if table.name not in verified:
-                for step, size in _publish_table(bundle / "tables", table, writer, backend.address):
-                    progress(f"{step} {table.name}", done + size, total)
-                writer.mark_verified(table)
+            for step, size in publication.table(table):
+                progress(f"{step} {table.name}", done + size, total)
             done += 2 * (table.bytes + table.ids_bytes)
             progress(f"verified {table.name}", done, total)
+        publication.check_pages(manifest)
         writer.commit()
     return manifest
 
 
-def _publish_table(folder: Path, table: TableInfo, writer: ReleaseWriter, address: str) -> Iterator[tuple[str, int]]:
-    """Yields what it does and the bytes that it has written and verified so far."""
-    write, verify = (_write_buckets, _verify_buckets) if table.sparse else (_write_pages, _verify_pages)
-    for size in write(folder, table, writer):
-        yield "writing", size
-    hot = read_hot(folder, table).astype("<i8").tobytes()
-    if hot:
-        writer.write_hot(table, hot)
+def publish_and_activate(
+    bundle: Path, backend: Backend, *, bytes_per_second: float | None = None, progress: Progress = no_progress
+) -> tuple[ReleaseManifest, str | None]:
+    """As `publish`, then makes it the active release, unless the pointer moved since this began: then ReleaseConflict,
+    and the release is complete but not active. Returns also the release that was active before."""
+    backend.create()
+    expected = backend.history(read_release_manifest(bundle).model)
+    manifest = publish(bundle, backend, bytes_per_second=bytes_per_second, progress=progress)
     try:
-        for size in verify(folder, table, writer):
-            yield "verifying", table.bytes + table.ids_bytes + size
-    except _NotGivenBackError as error:
-        raise InvalidRelease(f"{address} gives back {error}; the release is not published") from error
-    if hot and writer.read_hot(table) != hot:
-        raise InvalidRelease(
-            f"{address} gives back another hot list of table {table.name!r}; the release is not published"
-        )
+        return manifest, activate(backend, manifest.name, expected)
+    except ReleaseConflict as error:
+        raise ReleaseConflict(f"{error}; {manifest.name} is published, but not active") from error
 
 
-class _NotGivenBackError(Exception):
-    pass
+class _Publication:
+    """Of one release."""
 
+    def __init__(self, folder: Path, writer: ReleaseWriter, address: str, pace: Pace) -> None:
+        self._folder = folder
+        self._writer = writer
+        self._address = address
+        self._pace = pace
+        self._verified = writer.verified()
 
-def _write_pages(folder: Path, table: TableInfo, writer: ReleaseWriter) -> Iterator[int]:
-    written = hashlib.sha256()
-    page_bytes = table.page_rows * table.row_bytes
-    at_once = _at_once(table)
-    buffer = memoryview(bytearray(at_once * page_bytes))
-    with open_pages(folder, table) as file:
-        for first_page in range(0, table.pages, at_once):
-            data = buffer[: file.readinto(buffer)]
-            written.update(data)
-            writer.write(table, first_page, data)
-            yield first_page * page_bytes + len(data)
-    _check_sum(folder / f"{table.name}.pages", written.hexdigest(), table.sha256)
+    def table(self, table: TableInfo) -> Iterator[tuple[str, int]]:
+        """Yields what it does, and the bytes that it has written and verified so far."""
+        before = self._verified.get(table.name, Verified(0, ""))
+        if before.pages == table.pages:
+            return
+        if not (yield from self._go_on(table, before)):
+            yield from self._go_on(table, Verified(0, ""))
 
+    def _go_on(self, table: TableInfo, before: Verified) -> Generator[tuple[str, int], None, bool]:
+        """As `table`, behind the part that was verified `before`; False where the bundle's files were others then."""
+        checksum = Checksum(table)
+        done = unmarked = 0
+        unchanged = before.pages == 0
+        for chunk in read_chunks(self._folder, table):
+            checksum.add(chunk)
+            if chunk.end <= before.pages:
+                unchanged = chunk.end == before.pages and checksum.digest() == before.digest
+                done += 2 * chunk.bytes
+                self._writer.renew()
+                yield "skipping", done
+                continue
+            if not unchanged:
+                return False
+            for step in self._copy(table, chunk):
+                done += chunk.bytes
+                yield step, done
+            unmarked += chunk.bytes
+            if unmarked >= _MARKED_BYTES and chunk.end < table.pages:
+                self._writer.mark_verified(table, Verified(chunk.end, checksum.digest()))
+                unmarked = 0
+        if wrong := checksum.wrong_file():
+            raise InvalidRelease(f"{self._folder / wrong} does not have the checksum that the manifest states: damaged")
+        self._copy_hot(table)
+        self._writer.mark_verified(table, Verified(table.pages, checksum.digest()))
+        return True
 
-def _verify_pages(folder: Path, table: TableInfo, writer: ReleaseWriter) -> Iterator[int]:
-    stored = hashlib.sha256()
-    size = 0
-    at_once = _at_once(table)
-    for first_page in range(0, table.pages, at_once):
-        content = writer.read(table, first_page, min(at_once, table.pages - first_page))
-        stored.update(content)
-        size += len(content)
-        yield size
-    if size != table.bytes or stored.hexdigest() != table.sha256:
-        raise _NotGivenBackError(
-            f"{size} bytes of table {table.name!r}, not the {table.bytes} that were written, or others"
-        )
+    def _copy(self, table: TableInfo, chunk: Chunk) -> Iterator[str]:
+        self._pace.wait(chunk.bytes, self._writer.renew)
+        self._writer.renew()
+        self._writer.write(table, chunk)
+        yield "writing"
+        self._pace.wait(chunk.bytes, self._writer.renew)
+        self._writer.verify(table, chunk)
+        yield "verifying"
 
+    def _copy_hot(self, table: TableInfo) -> None:
+        hot = read_hot(self._folder, table).astype("<i8").tobytes()
+        if not hot:
+            return
+        self._writer.write_hot(table, hot)
+        if self._writer.read_hot(table) != hot:
+            raise InvalidRelease(
+                f"{self._address} gives back another hot list of table {table.name!r}; the release is not published"
+            )
 
-def _write_buckets(folder: Path, table: TableInfo, writer: ReleaseWriter) -> Iterator[int]:
-    rows_sum, ids_sum = hashlib.sha256(), hashlib.sha256()
-    for run in bucket_runs(folder, table, _at_once(table)):
-        rows_sum.update(run.rows.data)
-        ids_sum.update(run.ids.data)
-        writer.write_buckets(table, run)
-        yield _end(table, run)
-    _check_sum(folder / f"{table.name}.pages", rows_sum.hexdigest(), table.sha256)
-    _check_sum(folder / f"{table.name}.ids", ids_sum.hexdigest(), table.ids_sha256)
-
-
-def _verify_buckets(folder: Path, table: TableInfo, writer: ReleaseWriter) -> Iterator[int]:
-    for run in bucket_runs(folder, table, _at_once(table)):
-        try:
-            ids, rows = writer.read_buckets(table, run)
-        except InvalidRelease as error:
-            raise _NotGivenBackError(f"table {table.name!r} damaged: {error}") from error
-        if not (np.array_equal(ids, run.ids) and np.array_equal(rows, run.rows)):
-            raise _NotGivenBackError(f"other rows of table {table.name!r} than were written")
-        yield _end(table, run)
-
-
-def _end(table: TableInfo, run: BucketRun) -> int:
-    """Bytes of the table's files up to the end of this run."""
-    return (run.first_row + len(run.ids)) * (table.bytes + table.ids_bytes) // table.rows
-
-
-def _at_once(table: TableInfo) -> int:
-    """Pages or buckets that are written and read with one call."""
-    return max(1, _CHUNK_BYTES // (table.page_rows * table.row_bytes))
-
-
-def _check_sum(path: Path, found: str, expected: str) -> None:
-    if found != expected:
-        raise InvalidRelease(f"{path} does not have the checksum that the manifest states: damaged")
+    def check_pages(self, manifest: ReleaseManifest) -> None:
+        """What was verified an hour ago may have been lost since, by a fail-over or a restart."""
+        for table in manifest.tables:
+            lost = self._writer.lost_pages(table)
+            if lost:
+                self._writer.mark_verified(table, Verified(0, ""))
+                raise StoreUnavailable(
+                    f"{self._address} has lost {lost} of {table.pages} pages of table {table.name!r} since they were "
+                    f"written (restarted, failed over, or evicted?); {manifest.name} is not published: publish it again"
+                )

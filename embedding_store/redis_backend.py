@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -12,25 +12,20 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 
-from embedding_store.backend import Backend, History, NodeStats, ReleaseWriter, Unfinished, conflict, moved, namespace
+from embedding_store.backend import Backend, History, NodeStats, ReleaseWriter, Stored, conflict, moved, namespace
 from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.codec import check_name
 from embedding_store.errors import UnknownRelease
 from embedding_store.redis_cluster import ClusterReader
 from embedding_store.redis_control import connect, errors
+from embedding_store.redis_gc import RedisShelf
 from embedding_store.redis_keys import Record, control_key, decode_record, page_key
+from embedding_store.redis_preflight import check_server
 from embedding_store.redis_read import RedisReader
+from embedding_store.redis_scripts import SET_HISTORY
 from embedding_store.redis_url import RedisAddress
 from embedding_store.redis_writer import RedisWriter
 from embedding_store.release import ReleaseManifest
-
-# Also succeeds where the pointer is there already: the answer to the first try may have been lost.
-_SET_HISTORY = """
-local current = redis.call('HGET', KEYS[1], ARGV[1]) or '[]'
-if current ~= ARGV[2] and current ~= ARGV[3] then return current end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-return ARGV[3]
-"""
 
 
 class RedisBackend(Backend):
@@ -39,6 +34,7 @@ class RedisBackend(Backend):
         self._records: dict[str, Record] = {}
         self._reader = ClusterReader(address) if address.cluster else RedisReader(address)
         self._control: redis.Redis | None = None
+        self._shelf = RedisShelf(self)
         self._lock = threading.Lock()
 
     @property
@@ -60,16 +56,22 @@ class RedisBackend(Backend):
     def prefix(self) -> str:
         return self._address.prefix
 
+    @property
+    def cluster(self) -> bool:
+        return bool(self._address.cluster)
+
+    def run(self, script: str, keys: tuple[str, ...], *arguments: str | bytes | int) -> object:
+        """Of `redis_scripts.py`, inside `errors`. keys: without prefix and braces, as "active" or "CONTENT:lease"."""
+        names = [self.key(key) for key in keys]
+        return self.control.eval(script, len(names), *names, *cast(tuple[str, ...], arguments))
+
     def releases(self) -> dict[str, ReleaseManifest]:
         with self.errors():
             found = cast(dict[bytes, bytes], self.control.hgetall(self.key("releases")))
         return {name.decode(): self._decode(name.decode(), value).manifest for name, value in sorted(found.items())}
 
-    def unfinished(self) -> list[Unfinished]:
-        with self.errors():
-            found = cast(dict[bytes, bytes], self.control.hgetall(self.key("writing")))
-        records = [self._decode(content.decode(), value) for content, value in sorted(found.items())]
-        return [Unfinished(record.manifest.name, record.namespace) for record in records]
+    def inventory(self) -> list[Stored]:
+        return self._shelf.inventory()
 
     def manifest(self, release: str) -> ReleaseManifest:
         return self._record(release).manifest
@@ -77,11 +79,14 @@ class RedisBackend(Backend):
     def contains(self, manifest: ReleaseManifest) -> bool:
         with self.errors():
             complete = cast(bytes | None, self.control.hget(self.key("releases"), manifest.name))
-        if complete is None:
-            return False
-        if self._decode(manifest.name, complete).namespace != namespace(manifest):
-            raise conflict(self.address, manifest.name)
-        return True
+            removed = cast(bytes | None, self.control.hget(self.key("removed"), manifest.name))
+        content = namespace(manifest)
+        if complete is not None:
+            if namespace(self._decode(manifest.name, complete).manifest) != content:
+                raise conflict(self.address, manifest.name)
+        elif removed is not None and removed.decode() != content:
+            raise conflict(self.address, manifest.name, removed=True)
+        return complete is not None
 
     def histories(self) -> dict[str, History]:
         with self.errors():
@@ -94,21 +99,13 @@ class RedisBackend(Backend):
 
     def set_history(self, model: str, expected: History, history: History) -> None:
         check_name("model", model)
-        wanted = msgspec.json.encode(history)
+        arguments = (msgspec.json.encode(expected), msgspec.json.encode(history), history[-1] if history else "")
         with self.errors():
-            current = cast(
-                bytes,
-                self.control.eval(
-                    _SET_HISTORY,
-                    1,
-                    self.key("active"),
-                    model,
-                    cast(str, msgspec.json.encode(expected)),
-                    cast(str, wanted),
-                ),
-            )
-        if current != wanted:
-            raise moved(self.address, model, expected, _history(current))
+            refused = cast(bytes, self.run(SET_HISTORY, ("active", "releases", "since"), model, *arguments))
+        if refused == b"unknown":
+            raise self._unknown(history[-1])
+        if refused:
+            raise moved(self.address, model, expected, _history(refused))
 
     def fetch(self, release: str, batch: IdBatch, *, timeout: float | None = None) -> FetchedRows:
         return self._reader.fetch(self._record(release), batch, timeout=timeout)
@@ -125,9 +122,25 @@ class RedisBackend(Backend):
             content = cast(bytes | None, self.control.get(page_key(self.prefix, record.namespace, table, "hot")))
         return np.frombuffer(content or b"", "<i8").astype(np.int64)
 
+    def preflight(self, manifest: ReleaseManifest) -> None:
+        check_server(self, manifest)
+
     def writer(self, manifest: ReleaseManifest) -> ReleaseWriter:
         self.contains(manifest)
         return RedisWriter(self, manifest)
+
+    def pin(self, owner: str, releases: Collection[str], seconds: float) -> frozenset[str]:
+        return self._shelf.pin(check_name("owner", owner), releases, seconds)
+
+    def pins(self) -> dict[str, list[str]]:
+        return self._shelf.pins()
+
+    def take_out(self, stored: Stored) -> None:
+        self._records.pop(stored.release, None)
+        self._shelf.take_out(stored)
+
+    def erase(self, stored: Stored) -> Iterator[int]:
+        return self._shelf.erase(stored)
 
     def close(self) -> None:
         self._reader.close()
@@ -139,12 +152,16 @@ class RedisBackend(Backend):
         if known is None:
             with self.errors():
                 value = cast(bytes | None, self.control.hget(self.key("releases"), release))
-                if value is None:
-                    names = cast(list[bytes], self.control.hkeys(self.key("releases")))
-                    having = ", ".join(sorted(name.decode() for name in names)) or "none"
-                    raise UnknownRelease(f"no release {release!r} in {self.address}; it has: {having}")
+            if value is None:
+                raise self._unknown(release)
             known = self._records[release] = self._decode(release, value)
         return known
+
+    def _unknown(self, release: str) -> UnknownRelease:
+        with self.errors():
+            names = cast(list[bytes], self.control.hkeys(self.key("releases")))
+        having = ", ".join(sorted(name.decode() for name in names)) or "none"
+        return UnknownRelease(f"no release {release!r} in {self.address}; it has: {having}")
 
     def _decode(self, release: str, value: bytes) -> Record:
         return decode_record(self.address, release, value)

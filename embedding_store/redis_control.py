@@ -10,10 +10,10 @@ from typing import Any, cast
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
-from redis.exceptions import ClusterError, RedisClusterException
+from redis.exceptions import ClusterError, NoPermissionError, ReadOnlyError, RedisClusterException
 from redis.retry import Retry
 
-from embedding_store.errors import StoreError, StoreUnavailable
+from embedding_store.errors import StoreError, StoreNotReady, StoreUnavailable
 from embedding_store.redis_url import RedisAddress
 
 
@@ -62,6 +62,11 @@ def errors(address: RedisAddress) -> Iterator[None]:
     except (redis.ConnectionError, ClusterError, RedisClusterException) as error:
         raise StoreUnavailable(f"{address} cannot be reached: {error}") from error
     except redis.OutOfMemoryError as error:
-        raise StoreUnavailable(f"{address} has no memory left for writing: {error}") from error
+        advice = "raise maxmemory, or remove old releases (torchrank gc); publishing again goes on where it stopped"
+        raise StoreNotReady(f"{address} has no memory left for writing ({error}): {advice}") from error
+    except NoPermissionError as error:
+        raise StoreNotReady(f"{address} does not let this user do that: {error}") from error
+    except ReadOnlyError as error:
+        raise StoreNotReady(f"{address} is a read-only replica: write to its master") from error
     except redis.RedisError as error:
         raise StoreError(f"{address} answered: {error}") from error

@@ -2,68 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import secrets
+import socket
+import time
 from typing import TYPE_CHECKING, cast
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from embedding_store.backend import ReleaseWriter, conflict, namespace
-from embedding_store.buckets import decode_buckets, encode_buckets
-from embedding_store.redis_keys import Record, page_key
+from embedding_store import redis_scripts as scripts
+from embedding_store.backend import ReleaseWriter, Verified, conflict, differs, namespace
+from embedding_store.buckets import encode_buckets
+from embedding_store.chunks import Chunk
+from embedding_store.errors import ReleaseConflict, StoreUnavailable
+from embedding_store.redis_keys import Record, decode_record, page_key
 from embedding_store.release import ReleaseManifest, TableInfo
-from embedding_store.sparse_pages import BucketRun
 
 if TYPE_CHECKING:
     from embedding_store.redis_backend import RedisBackend
 
-_COMMIT = """
-if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 0 and redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
-  return 0
-end
-redis.call('HDEL', KEYS[2], ARGV[3])
-redis.call('DEL', KEYS[3])
-return 1
-"""
+_LEASE_MS = 30_000
+_RENEWED_AFTER = 5.0  # seconds
+_PIPELINE = 4096  # commands
 
 
 class RedisWriter(ReleaseWriter):
+    """Holds a lease on the publication while it is used: a key that expires when nobody renews it."""
+
     def __init__(self, backend: RedisBackend, manifest: ReleaseManifest) -> None:
         self._backend = backend
         self._manifest = manifest
-        self._namespace = namespace(manifest)
-        with backend.errors():
-            backend.control.hset(backend.key("writing"), self._namespace, cast(str, self._record()))
+        self._content = namespace(manifest)
+        self._token = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._encoded = self._begin()
+        self._namespace = decode_record(backend.address, manifest.name, self._encoded).namespace
+        self._renewed = time.monotonic()
 
-    def write(self, table: TableInfo, first_page: int, data: memoryview) -> None:
-        page_bytes = table.page_rows * table.row_bytes
-        with self._backend.errors(), self._backend.control.pipeline(transaction=False) as pipeline:
-            for start in range(0, len(data), page_bytes):
-                key = self._key(table, first_page + start // page_bytes)
-                pipeline.set(key, bytes(data[start : start + page_bytes]))
-            pipeline.execute()
+    def _begin(self) -> bytes:
+        """Takes the lease; returns the record of the publication, which an earlier run may have made."""
+        fresh = secrets.token_hex(8)
+        records = [msgspec.json.encode(Record(name, self._manifest)) for name in (self._content, fresh)]
+        keys = ("writing", f"{self._content}:lease", "removed", "since")
+        arguments: tuple[str | bytes | int, ...] = (self._content, self._token, _LEASE_MS, *records)
+        with self._backend.errors():
+            answer = cast(list[bytes], self._backend.run(scripts.BEGIN, keys, *arguments, ""))
+            if len(answer) > 1 and _is_dead(answer[0].decode()):
+                answer = cast(list[bytes], self._backend.run(scripts.BEGIN, keys, *arguments, answer[0]))
+        if len(answer) > 1:
+            host, process, _ = answer[0].decode().rsplit(":", 2)
+            raise ReleaseConflict(
+                f"{self._backend.address}: another publisher, process {process} on {host}, is writing "
+                f"{self._manifest.name} at this moment (if it is dead: its lease ends in {int(answer[1]) / 1000:.0f} s)"
+            )
+        return answer[0]
 
-    def read(self, table: TableInfo, first_page: int, pages: int) -> bytes:
-        with self._backend.errors(), self._backend.control.pipeline(transaction=False) as pipeline:
-            for page in range(first_page, first_page + pages):
-                pipeline.get(self._key(table, page))
-            return b"".join(content or b"" for content in cast(list[bytes | None], pipeline.execute()))
+    def write(self, table: TableInfo, chunk: Chunk) -> None:
+        pages = _page_strings(table, chunk)
+        for first in range(0, len(pages), _PIPELINE):
+            with self._backend.errors(), self._backend.control.pipeline(transaction=False) as pipeline:
+                for number, page in enumerate(pages[first : first + _PIPELINE], chunk.first_page + first):
+                    pipeline.set(self._key(table, number), page)
+                pipeline.execute()
 
-    def write_buckets(self, table: TableInfo, run: BucketRun) -> None:
-        encoded, starts = encode_buckets(run.ids, run.rows, run.bounds)
-        content, ends = encoded.tobytes(), starts.tolist()
-        with self._backend.errors(), self._backend.control.pipeline(transaction=False) as pipeline:
-            for bucket in range(run.buckets):
-                pipeline.set(self._key(table, run.first_bucket + bucket), content[ends[bucket] : ends[bucket + 1]])
-            pipeline.execute()
-
-    def read_buckets(self, table: TableInfo, run: BucketRun) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        with self._backend.errors(), self._backend.control.pipeline(transaction=False) as pipeline:
-            for bucket in range(run.first_bucket, run.first_bucket + run.buckets):
-                pipeline.get(self._key(table, bucket))
-            found = [content or b"" for content in cast(list[bytes | None], pipeline.execute())]
-        starts = np.cumsum([0, *map(len, found)])
-        return decode_buckets(np.frombuffer(b"".join(found), np.uint8), starts, table.row_bytes)
+    def verify(self, table: TableInfo, chunk: Chunk) -> None:
+        pages = _page_strings(table, chunk)
+        for first in range(0, len(pages), _PIPELINE):
+            with self._backend.errors(), self._backend.control.pipeline(transaction=False) as pipeline:
+                expected = pages[first : first + _PIPELINE]
+                for number in range(chunk.first_page + first, chunk.first_page + first + len(expected)):
+                    pipeline.get(self._key(table, number))
+                stored = pipeline.execute()
+            if stored != expected:
+                different = [one != other for one, other in zip(stored, expected, strict=True)].index(True)
+                raise differs(self._backend.address, table, f"page {chunk.first_page + first + different}")
 
     def write_hot(self, table: TableInfo, ids: bytes) -> None:
         with self._backend.errors():
@@ -73,30 +86,81 @@ class RedisWriter(ReleaseWriter):
         with self._backend.errors():
             return cast(bytes | None, self._backend.control.get(self._key(table, "hot"))) or b""
 
-    def mark_verified(self, table: TableInfo) -> None:
+    def mark_verified(self, table: TableInfo, verified: Verified) -> None:
+        key = self._backend.key(self._namespace, "verified")
         with self._backend.errors():
-            self._backend.control.sadd(self._backend.key(self._namespace, "verified"), table.name)
+            self._backend.control.hset(key, table.name, cast(str, msgspec.json.encode(verified)))
 
-    def verified(self) -> frozenset[str]:
+    def verified(self) -> dict[str, Verified]:
+        key = self._backend.key(self._namespace, "verified")
         with self._backend.errors():
-            names = cast(set[bytes], self._backend.control.smembers(self._backend.key(self._namespace, "verified")))
-        return frozenset(name.decode() for name in names)
+            found = cast(dict[bytes, bytes], self._backend.control.hgetall(key))
+        return {name.decode(): msgspec.json.decode(value, type=Verified) for name, value in found.items()}
+
+    def lost_pages(self, table: TableInfo) -> int:
+        lost = 0
+        for first in range(0, table.pages, _PIPELINE):
+            with self._backend.errors(), self._backend.control.pipeline(transaction=False) as pipeline:
+                for number in range(first, min(first + _PIPELINE, table.pages)):
+                    pipeline.exists(self._key(table, number))
+                lost += pipeline.execute().count(0)
+            self.renew()
+        return lost
+
+    def renew(self) -> None:
+        if time.monotonic() - self._renewed < _RENEWED_AFTER:
+            return
+        keys = ("writing", f"{self._content}:lease", "since")
+        self._run(scripts.RENEW, keys, self._content, self._token, _LEASE_MS, self._encoded)
+        self._renewed = time.monotonic()
 
     def commit(self) -> None:
-        name = self._manifest.name
-        keys = [self._backend.key(*parts) for parts in (("releases",), ("writing",), (self._namespace, "verified"))]
+        verified = f"{self._namespace}:verified"
+        keys = ("writing", f"{self._content}:lease", "since", "releases", "removed", verified)
+        self._run(scripts.COMMIT, keys, self._content, self._token, self._manifest.name, self._encoded)
+
+    def _run(self, script: str, keys: tuple[str, ...], *arguments: str | bytes | int) -> None:
         with self._backend.errors():
-            done = self._backend.control.eval(
-                _COMMIT, len(keys), *keys, name, cast(str, self._record()), self._namespace
-            )
-        if not done:
-            raise conflict(self._backend.address, name)
+            refused = cast(bytes, self._backend.run(script, keys, *arguments)).decode()
+        if not refused or (refused == "conflict" and self._backend.contains(self._manifest)):
+            return
+        if refused == "conflict":
+            raise conflict(self._backend.address, self._manifest.name)
+        publication = f"{self._backend.address}: this publication of {self._manifest.name} "
+        if refused == "removed":
+            raise ReleaseConflict(f"{publication}was finished or removed by others meanwhile; publish it again")
+        host, process, _ = refused.rsplit(":", 2)
+        raise ReleaseConflict(f"{publication}was paused, and process {process} on {host} has taken it over")
 
     def close(self) -> None:
-        """Connections belong to the backend."""
-
-    def _record(self) -> bytes:
-        return msgspec.json.encode(Record(self._namespace, self._manifest))
+        """Ends the lease, so that others need not wait for it. Connections belong to the backend."""
+        with contextlib.suppress(StoreUnavailable), self._backend.errors():
+            self._backend.run(scripts.END, (f"{self._content}:lease",), self._token)
 
     def _key(self, table: TableInfo, what: int | str) -> str:
         return page_key(self._backend.prefix, self._namespace, table.name, what)
+
+
+def _page_strings(table: TableInfo, chunk: Chunk) -> list[bytes]:
+    """The value of each page, or bucket, of the chunk."""
+    if table.sparse:
+        encoded, starts = encode_buckets(chunk.ids, chunk.rows, chunk.bounds)
+    else:
+        encoded, starts = chunk.rows.reshape(-1), chunk.bounds * table.row_bytes
+    content, places = encoded.data, starts.tolist()
+    return [bytes(content[start:end]) for start, end in itertools.pairwise(places)]
+
+
+def _is_dead(token: str) -> bool:
+    """Whether the holder of a lease was a process of this host that is gone. Where another host, or a container, has
+    the same name, its publisher loses the lease and is told so."""
+    host, process, _ = token.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

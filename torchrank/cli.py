@@ -35,6 +35,7 @@ COMMANDS: dict[str, Entry] = {
     "releases": Entry("torchrank.commands.store", "releases", "List the releases of a store."),
     "activate": Entry("torchrank.commands.store", "activate", "Make a release the active one of its model."),
     "rollback": Entry("torchrank.commands.store", "rollback", "Return to the release that was active before."),
+    "gc": Entry("torchrank.commands.gc", "gc", "Remove the releases that nobody needs any more."),
     "store": Entry("torchrank.commands.store_plan", "store", "Plan the memory of a store and of its caches."),
     "sidecar": Entry("torchrank.commands.sidecar", "sidecar", "Answer embedding look-ups out of cache and store."),
     "serve": Entry("torchrank.commands.serve", "serve", "Rank candidates over HTTP."),

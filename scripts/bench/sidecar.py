@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from embedding_store.chunks import whole_table
 from embedding_store.client import SidecarClient
 from embedding_store.lookup import EmbeddingLookup
 from embedding_store.open import open_backend, open_store
@@ -49,9 +50,8 @@ def build_store(url: str, options: argparse.Namespace) -> dict[str, NDArray[np.i
     with open_backend(url) as backend:
         with backend.writer(manifest) as writer:
             for info in infos:
-                writer.write(info, 0, memoryview(content[info.name]))
+                writer.write(info, whole_table(info, content[info.name]))
                 writer.write_hot(info, hot[info.name].tobytes())
-                writer.mark_verified(info)
             writer.commit()
         backend.set_history("bench", (), (manifest.name,))
     return hot

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_store.backend import Backend, Unfinished, namespace
+from embedding_store.backend import Backend, namespace
+from embedding_store.chunks import read_chunks
 from embedding_store.errors import (
     InvalidRelease,
     ReleaseConflict,
@@ -21,7 +22,7 @@ from embedding_store.errors import (
 from embedding_store.open import open_backend
 from embedding_store.publish import publish
 from embedding_store.releases import activate, list_releases, rollback
-from tests.embedding_store.bundles import Bundle, check_rows, fetch, make_bundle
+from tests.embedding_store.bundles import Bundle, TestTable, check_rows, fetch, make_bundle
 from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer
 
@@ -101,7 +102,7 @@ class TestBackendContract:
         steps: list[str] = []
         assert publish(bundle.folder, backend, progress=lambda step, done, total: steps.append(step)) == bundle.manifest
         assert steps == []
-        assert backend.unfinished() == []
+        assert [stored.state for stored in backend.inventory()] == ["ready"]
 
     def test_other_content_under_the_same_name_is_refused(
         self, backend: Backend, bundle: Bundle, tmp_path: Path
@@ -126,16 +127,17 @@ class TestBackendContract:
 
     def test_a_release_is_unknown_until_it_commits(self, backend: Backend, bundle: Bundle) -> None:
         table = bundle.manifest.table("item")
-        content = (bundle.folder / "tables" / "item.pages").read_bytes()
         with backend.writer(bundle.manifest) as writer:
-            writer.write(table, 0, memoryview(content)[: table.page_rows * table.row_bytes])
+            writer.write(table, next(read_chunks(bundle.folder / "tables", table)))
             with pytest.raises(UnknownRelease):
                 backend.manifest(bundle.name)
             assert backend.releases() == {}
-            assert backend.unfinished() == [Unfinished(bundle.name, namespace(bundle.manifest))]
+            (unfinished,) = backend.inventory()
+            assert (unfinished.release, unfinished.state, unfinished.publisher) == (bundle.name, "unfinished", True)
+            assert unfinished.manifest == bundle.manifest
         publish(bundle.folder, backend)
         assert list(backend.releases()) == [bundle.name]
-        assert backend.unfinished() == []
+        assert [stored.state for stored in backend.inventory()] == ["ready"]
 
     def test_publishing_goes_on_after_the_last_verified_table(self, backend: Backend, bundle: Bundle) -> None:
         steps: list[str] = []
@@ -190,15 +192,25 @@ class TestBackendContract:
         states = {state.name: (state.state, state.active) for state in list_releases(backend)}
         assert states == {"demo@1": ("ready", True), "demo@2": ("ready", False), "demo@3": ("ready", False)}
 
-    def test_the_pointer_moves_only_from_where_it_was_expected(self, backend: Backend, bundle: Bundle) -> None:
+    def test_the_pointer_moves_only_from_where_it_was_expected(
+        self, backend: Backend, bundle: Bundle, tmp_path: Path
+    ) -> None:
         publish(bundle.folder, backend)
+        publish(make_bundle(tmp_path / "2", 2, version="2").folder, backend)
         backend.set_history("demo", (), ("demo@1",))
         backend.set_history("demo", (), ("demo@1",))  # there already: an answer that was lost on its way
         with pytest.raises(ReleaseConflict, match="active release of demo is demo@1, not demo@0"):
             backend.set_history("demo", ("demo@0",), ("demo@2",))
+        with pytest.raises(UnknownRelease, match=r"no release 'demo@3' in .*; it has: demo@1, demo@2"):
+            backend.set_history("demo", ("demo@1",), ("demo@1", "demo@3"))
         assert backend.history("demo") == ("demo@1",)
 
-    def test_of_many_who_move_the_pointer_one_wins(self, backend: Backend, url: str) -> None:
+    def test_of_many_who_move_the_pointer_one_wins(self, backend: Backend, url: str, tmp_path: Path) -> None:
+        tables = (TestTable("item", "fp32", rows=10, dim=1),)
+        for number in range(24):
+            made = make_bundle(tmp_path / f"{number}", number, version=f"{number}", tables=tables)
+            publish(made.folder, backend)
+
         def move(number: int) -> bool:
             with open_backend(url) as own:
                 try:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from embedding_store.backend import Backend
+from embedding_store.chunks import whole_table
 from embedding_store.codec import page_rows
 from embedding_store.open import open_backend, open_store
 from embedding_store.release import ReleaseManifest, TableInfo
@@ -35,8 +36,7 @@ def write_release(backend: Backend, number: int) -> ReleaseManifest:
     manifest = ReleaseManifest("demo", str(number), f"2026-01-0{number + 1}T00:00:00Z", tuple(infos))
     with backend.writer(manifest) as writer:
         for info in infos:
-            writer.write(info, 0, memoryview(content[info.name]))
-            writer.mark_verified(info)
+            writer.write(info, whole_table(info, content[info.name]))
         writer.commit()
     return manifest
 

@@ -93,12 +93,15 @@ def test_the_active_release_survives_and_publishing_again_completes(
         else:
             with pytest.raises(UnknownRelease):
                 backend.manifest(new.name)
-            assert [unfinished.release for unfinished in backend.unfinished()] == [new.name]
+            assert [(stored.release, stored.state) for stored in backend.inventory()] == [
+                (old.name, "ready"),
+                (new.name, "unfinished"),
+            ]
 
         assert publish(new.folder, backend) == new.manifest
         activate(backend, new.name)
         assert backend.active("demo") == new.name
-        assert backend.unfinished() == []
+        assert {stored.state for stored in backend.inventory()} == {"ready"}
         for table in new.manifest.tables:
             rows, found = fetch(backend, new.name, {table.name: ids})[table.name]
             check_rows(new, table.name, ids, rows, found)

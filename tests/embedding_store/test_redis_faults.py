@@ -160,7 +160,7 @@ def test_other_keys_are_left_alone_and_ours_are_where_they_should_be(redis_serve
             publish(bundle.folder, backend)
             activate(backend, bundle.name)
         names = {key.decode() for key in client.scan_iter(count=10_000)}
-        expected = {"somebody:else", "{shop}:releases", "{shop}:active"}
+        expected = {"somebody:else", "{shop}:releases", "{shop}:active", "{shop}:since"}
         for table in bundle.manifest.tables:
             place = f"shop:{namespace(bundle.manifest)}:{table.name}"
             expected |= {f"{place}:{page}" for page in range(table.pages)} | (

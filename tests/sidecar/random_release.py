@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.backend import Backend
+from embedding_store.chunks import whole_table
 from embedding_store.release import ReleaseManifest, TableInfo
 
 SHAPES = {"item": (5000, 16), "user": (900, 8), "category": (37, 4)}  # rows, dim; fp16
@@ -56,9 +57,8 @@ def put(backend: Backend, release: Release) -> None:
     """Publishes by the backend's own writer, and activates."""
     with backend.writer(release.manifest) as writer:
         for table in release.manifest.tables:
-            writer.write(table, 0, memoryview(release.tables[table.name].tobytes()))
+            writer.write(table, whole_table(table, release.tables[table.name].tobytes()))
             writer.write_hot(table, release.hot[table.name].tobytes())
-            writer.mark_verified(table)
         writer.commit()
     model = release.manifest.model
     history = backend.history(model)

@@ -1,10 +1,14 @@
-"""`torchrank publish | releases | activate | rollback`: what lies in a store, and what of it is served."""
+"""`torchrank publish | releases | activate | rollback | gc`: what lies in a store, and what of it is served."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from embedding_store.releases import ReleaseState
 
 store_option = click.option(
     "--store", metavar="URL", required=True, help="memmap://DIR, redis://HOST:PORT/DB, redis+unix:///PATH."
@@ -14,20 +18,28 @@ store_option = click.option(
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @store_option
-@click.option("--activate", "activates", is_flag=True, help="Make it the active release of its model as well.")
-def publish(bundle: Path, store: str, activates: bool) -> None:
+@click.option(
+    "--activate", "activates", is_flag=True,
+    help="Make it the active release of its model as well, unless somebody else activates one meanwhile.",
+)  # fmt: skip
+@click.option(
+    "--rate-limit", metavar="SIZE",
+    help="At most so much a second, written and read back together, as in 50MiB.  [default: none]",
+)  # fmt: skip
+def publish(bundle: Path, store: str, activates: bool, rate_limit: str | None) -> None:
     """Copy a bundle's tables into a store as a new release, read them back, and only then make it visible.
 
-    After an interruption the same command goes on where it stopped; the active release is untouched until --activate
-    or `torchrank activate`.
+    First it looks whether the store will take them, and says what to set where it will not. After an interruption the
+    same command goes on where it stopped; the active release is untouched until --activate or `torchrank activate`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from embedding_store import publish as publishing
-    from embedding_store import releases
+    from embedding_store.byte_sizes import parse_size
     from embedding_store.open import open_backend
 
+    bytes_per_second = None if rate_limit is None else parse_size(rate_limit)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with open_backend(store) as backend:
         console = Console(stderr=True)
@@ -37,11 +49,16 @@ def publish(bundle: Path, store: str, activates: bool) -> None:
             def show(step: str, done: int, total: int) -> None:
                 bar.update(task, description=step, completed=done, total=total)
 
-            manifest = publishing.publish(bundle, backend, progress=show)
-        size = sum(table.bytes for table in manifest.tables)
+            if activates:
+                manifest, before = publishing.publish_and_activate(
+                    bundle, backend, bytes_per_second=bytes_per_second, progress=show
+                )
+            else:
+                manifest = publishing.publish(bundle, backend, bytes_per_second=bytes_per_second, progress=show)
+        size = sum(table.bytes + table.ids_bytes for table in manifest.tables)
         click.echo(f"{manifest.name}: {len(manifest.tables)} tables, {size:,} bytes, verified in {backend.address}")
         if activates:
-            click.echo(_activated(manifest.name, releases.activate(backend, manifest.name)))
+            click.echo(_activated(manifest.name, before))
         else:
             click.echo(f"not active yet: torchrank activate {manifest.name} --store …")
 
@@ -50,7 +67,10 @@ def publish(bundle: Path, store: str, activates: bool) -> None:
 @store_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line, instead of the table.")
 def releases(store: str, as_json: bool) -> None:
-    """List the releases of a store, and which is active."""
+    """List the releases of a store, and what else takes room there.
+
+    idle: how long it has not been the active one. pins: how many sidecars serve it; --json names them.
+    """
     import msgspec
 
     from embedding_store.open import open_backend
@@ -69,16 +89,27 @@ def releases(store: str, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from embedding_store.byte_sizes import format_size
+    from embedding_store.durations import format_duration
+
     table = Table(title=address)
     table.add_column("release", overflow="fold")  # it is typed into other commands: never cut short
     table.add_column("state")
     table.add_column("created (UTC)", overflow="fold")
-    for heading in ("tables", "rows", "bytes"):
+    for heading in ("rows", "size", "idle", "pins"):
         table.add_column(heading, justify="right")
     for state in found:
-        sizes = (f"{state.tables:,}", f"{state.rows:,}", f"{state.bytes:,}") if state.tables else ("", "", "")
-        table.add_row(state.name, "active" if state.active else state.state, _to_the_minute(state.created), *sizes)
+        sizes = (f"{state.rows:,}", format_size(state.bytes)) if state.tables else ("", "")
+        idle = "" if state.active or state.state == "removing" else format_duration(state.idle_seconds)
+        pins = f"{len(state.pinned_by)}" if state.pinned_by else ""
+        table.add_row(state.name, _state(state), _to_the_minute(state.created), *sizes, idle, pins)
     Console().print(table)
+
+
+def _state(state: ReleaseState) -> str:
+    if state.active:
+        return "active"
+    return "publishing" if state.publisher else state.state
 
 
 def _to_the_minute(created: str) -> str:
