@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -20,14 +21,17 @@ _OPTIONS = (
 class RedisCluster:
     """nodes: masters first, then their replicas in the same order. Master i has the i-th third of the slots."""
 
-    def __init__(self, *options: str, masters: int = 3) -> None:
-        """`options` go to every server, as for RedisServer."""
+    def __init__(self, *options: str, masters: int = 3, tls: tuple[Path, Path, Path] | None = None) -> None:
+        """`options` and `tls` go to every server, as for RedisServer. With tls the nodes use it among them too."""
         self.masters = masters
+        self._tls = tls is not None
+        if tls is not None:
+            options = ("--tls-cluster", "yes", "--tls-replication", "yes", *options)
         self.nodes: list[RedisServer] = []
         bus_ports = [free_port() for _ in range(2 * masters)]
         try:
             for port in bus_ports:
-                self.nodes.append(RedisServer("--cluster-port", str(port), *_OPTIONS, *options))
+                self.nodes.append(RedisServer("--cluster-port", str(port), *_OPTIONS, *options, tls=tls))
             self._join(bus_ports)
         except BaseException:
             self.close()
@@ -36,7 +40,8 @@ class RedisCluster:
     @property
     def url(self) -> str:
         """Of all nodes, so that it also serves when some are down."""
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        hosts = ",".join(f"127.0.0.1:{port}" for port in self._ports())
+        return f"{'rediss' if self._tls else 'redis'}+cluster://{hosts}"
 
     def client(self, number: int) -> redis.Redis:
         """Of one node, past everything of ours."""
@@ -68,13 +73,17 @@ class RedisCluster:
             slots = self.slots_of(number)
             self.client(number).execute_command("CLUSTER ADDSLOTSRANGE", slots[0], slots[-1])
             self.client(number).execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
-        for node, bus_port in zip(self.nodes, bus_ports, strict=True):
-            self.client(0).execute_command("CLUSTER MEET", "127.0.0.1", node.port, bus_port)
+        for port, bus_port in zip(self._ports(), bus_ports, strict=True):
+            self.client(0).execute_command("CLUSTER MEET", "127.0.0.1", port, bus_port)
         everybody = range(len(self.nodes))
         self.wait(lambda: all(self._has_met_all(number) for number in everybody), "meeting of all nodes")
         for number in range(self.masters):
             self.client(self.masters + number).execute_command("CLUSTER REPLICATE", self.node_id(number))
         self.wait(lambda: all(self._is_whole(number) for number in everybody), "whole cluster")
+
+    def _ports(self) -> list[int]:
+        """By which the nodes know each other."""
+        return [node.tls_port if self._tls else node.port for node in self.nodes]
 
     def _has_met_all(self, number: int) -> bool:
         nodes = self._nodes_known_to(number)

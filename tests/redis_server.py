@@ -16,8 +16,9 @@ import redis
 class RedisServer:
     """`start` and `stop` may alternate; port and socket stay the same, the data do not. `pause` stops its answers."""
 
-    def __init__(self, *options: str) -> None:
-        """`options` go to the server, as `--maxmemory 10mb`."""
+    def __init__(self, *options: str, tls: tuple[Path, Path, Path] | None = None) -> None:
+        """`options` go to the server, as `--maxmemory 10mb`. tls: files of authority, certificate and key, for
+        connections to `tls_port`; clients need no certificate unless an option says so."""
         executable = shutil.which("redis-server")
         if executable is None:
             raise RuntimeError("no redis-server on PATH, and this test needs one: apt-get install redis-server")
@@ -25,6 +26,13 @@ class RedisServer:
         self.folder = Path(tempfile.mkdtemp(prefix="torchrank-redis-"))
         self.socket = self.folder / "redis.sock"
         self.port = free_port()
+        if tls is not None:
+            self.tls_port = free_port()
+            files = zip(("ca-cert", "cert", "key"), tls, strict=True)
+            options = (
+                "--tls-port", str(self.tls_port), "--tls-auth-clients", "no",
+                *(part for name, path in files for part in (f"--tls-{name}-file", str(path))), *options,
+            )  # fmt: skip
         self._command = [
             executable, "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket),
             "--dir", str(self.folder), "--save", "", "--appendonly", "no", *options,
