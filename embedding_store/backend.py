@@ -222,6 +222,9 @@ class Backend(Closing):
         """Removes the bytes of what was taken out, in small batches; yields after each how many keys or files it had.
         Stopped anywhere, it may be called again."""
 
+    def forget(self, release: str) -> None:
+        """Lets go of what is kept of a release that is read no more: its manifest, its mapped files."""
+
     def active(self, model: str) -> str | None:
         history = self.history(model)
         return history[-1] if history else None

@@ -172,6 +172,11 @@ class MemmapBackend(Backend):
     def erase(self, stored: Stored) -> Iterator[int]:
         return self._shelf.erase(stored)
 
+    def forget(self, release: str) -> None:
+        with self._lock:
+            self._maps.pop(release, None)
+        self._manifests.pop(release, None)
+
     def close(self) -> None:
         self._pins.close()
         with self._lock:

@@ -142,6 +142,9 @@ class RedisBackend(Backend):
     def erase(self, stored: Stored) -> Iterator[int]:
         return self._shelf.erase(stored)
 
+    def forget(self, release: str) -> None:
+        self._records.pop(release, None)
+
     def close(self) -> None:
         self._reader.close()
         if self._control is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +55,12 @@ class ServedLookup(EmbeddingLookup):
     @abstractmethod
     def warm(self, release: str) -> int:
         """Fills the cache from the tables' hot lists, most frequent ids first; returns how many rows it read."""
+
+    def hold(self, owner: str, releases: Collection[str], seconds: float) -> None:
+        """For the next `seconds` nobody is to remove these from the store. Raises StoreUnavailable."""
+
+    def forget(self, release: str) -> None:
+        """Of a release that is asked for no more."""
 
     @abstractmethod
     def stats(self) -> ServedStats: ...
@@ -133,6 +139,12 @@ class ServedStore(ServedLookup):
 
     def warm(self, release: str) -> int:
         return sum(self._store.warm(release).values())
+
+    def hold(self, owner: str, releases: Collection[str], seconds: float) -> None:
+        self._store.backend.pin(owner, releases, seconds)
+
+    def forget(self, release: str) -> None:
+        self._store.forget(release)
 
     def stats(self) -> ServedStats:
         found = self._store.stats()

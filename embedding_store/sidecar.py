@@ -53,6 +53,7 @@ class Sidecar:
             password=options.password.encode() if options.password is not None else None,
             server=self._server,
             max_degraded_share=options.max_degraded_share,
+            poll_seconds=options.poll_seconds,
         )
         self._connections = Connections(
             self._commands,
@@ -122,7 +123,7 @@ class Sidecar:
         loop = asyncio.get_running_loop()
         unix, servers, addresses = None, [], []
         background = [
-            asyncio.ensure_future(self._commands.releases.follow(self._options.poll_seconds)),
+            asyncio.ensure_future(self._commands.releases.follow()),
             asyncio.ensure_future(self._connections.close_idle()),
         ]
         try:
@@ -146,6 +147,7 @@ class Sidecar:
             for server in servers:
                 server.close()
             await self._connections.drain(self._options.drain_seconds)
+            await self._commands.releases.release_all()
         finally:
             if unix is not None:
                 unix.remove()

@@ -40,11 +40,12 @@ class Commands:
         password: bytes | None,
         server: Mapping[str, object],
         max_degraded_share: float,
+        poll_seconds: float,
     ) -> None:
         """server: what INFO and HELLO say about this process; `version` is one of its keys."""
         self.stats = SidecarStats()
         self.ready = Readiness(self.stats.degraded, max_degraded_share)
-        self.releases = ServedReleases(store, threads)
+        self.releases = ServedReleases(store, threads, poll_seconds)
         self._lookups = Lookups(store, self.releases, threads, max_frame, self.stats)
         self._store = store
         self._threads = threads

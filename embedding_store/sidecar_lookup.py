@@ -70,7 +70,7 @@ class Lookups:
         began = time.perf_counter()
         request = decode_request(frame)
         plan = self._plans.get(request.key) or self._known_plan(request)
-        if plan is None or len(frame) > _LARGE:
+        if plan is None or plan.release not in self._releases.manifests or len(frame) > _LARGE:
             return self._in_thread(request, began, None, None)
         answer = self._prepared(plan, request)
         remainder = self._begin(answer)
@@ -136,10 +136,9 @@ class Lookups:
         return done.whole
 
     def _from_the_start(self, request: LookupRequest, began: float) -> _Answer:
-        plan = self._plans.get(request.key)
-        if plan is None:
-            release, tables = request_names(request)
-            plan = self._make_plan(request.key, self._releases.manifest(release), tables)
+        release, tables = request_names(request)
+        manifest = self._releases.manifest(release)
+        plan = self._plans.get(request.key) or self._make_plan(request.key, manifest, tables)
         answer = self._prepared(plan, request)
         remainder = self._begin(answer)
         if remainder is not None:
@@ -149,6 +148,7 @@ class Lookups:
     def _count(self, answer: _Answer, began: float) -> None:
         stats, status = self._stats, answer.status.tobytes()
         absent, unavailable, stale = status.count(ABSENT), status.count(UNAVAILABLE), status.count(STALE)
+        self._releases.used[answer.plan.release] = began
         stats.lookups += 1
         stats.ids += len(status)
         stats.absent += absent

@@ -1,15 +1,21 @@
 """Which release of each model this sidecar tells its clients, and which ones are warm.
 
 A release that is activated while the process runs is warmed beside the one in use, and told only then. Whoever names a
-release in a look-up is answered from it at any time.
+release in a look-up is answered from it at any time. Releases in use are pinned in the store, so that nobody removes
+them; the others are forgotten, but for the one before the active, which a rollback finds warm.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-from collections.abc import Callable
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -23,26 +29,35 @@ from embedding_store.served import ServedLookup
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
+IN_USE_SECONDS = 600.0  # since the last look-up that named a release
+_PIN_SECONDS = 60.0  # a pin outlives its sidecar by that much; at least three polls
+
 
 class ServedReleases:
     """Written by the event loop alone; what may wait for a store runs in `threads`.
 
     manifests: of the releases that were warmed or asked for. active: model -> release, as TR.INFO tells it.
-    warmed: release -> rows that its cache held when it was warm.
+    warmed: release -> rows that its cache held when it was warm. used: release -> when a look-up named it last,
+    time.perf_counter().
     """
 
-    def __init__(self, store: ServedLookup, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, store: ServedLookup, threads: ThreadPoolExecutor, poll_seconds: float = 0.0) -> None:
+        self._poll_seconds = poll_seconds
         self._store = store
         self._threads = threads
         self._reachable = True
         self.manifests: dict[str, ReleaseManifest] = {}
         self.active: dict[str, str] = {}
         self.warmed: dict[str, int] = {}
+        self.used: dict[str, float] = {}
+        self._before: dict[str, str] = {}  # model -> the release that was active before
+        self._owner = f"{socket.gethostname()[:80]}.{os.getpid()}.{secrets.token_hex(4)}"
+        self._held = True
 
-    async def follow(self, seconds: float) -> None:
-        """Asks the store every `seconds`, until it is cancelled; 0: never."""
-        while seconds:
-            await asyncio.sleep(seconds)
+    async def follow(self) -> None:
+        """Asks the store every `poll_seconds`, until it is cancelled; 0: never."""
+        while self._poll_seconds:
+            await asyncio.sleep(self._poll_seconds)
             try:
                 for release in await self.move():
                     _log.info("%s is active now; %d rows are warm", release, self.warmed[release])
@@ -58,12 +73,48 @@ class ServedReleases:
     async def move(self) -> list[str]:
         """Once: warms what the store says is active, and then tells it. Returns what is new. Raises StoreError."""
         moved = []
-        for model, release in (await self._in_thread(self._store.active)).items():
+        active = await self._in_thread(self._store.active)
+        await self._hold(active.values())
+        for model, release in active.items():
             if self.active.get(model) != release:
                 self.warmed[release] = await self._in_thread(functools.partial(self._warm, release))
+                if model in self.active:
+                    self._before[model] = self.active[model]
                 self.active[model] = release
                 moved.append(release)
+        await self._forget()
         return moved
+
+    async def release_all(self) -> None:
+        """The pins end with the process, not a minute later."""
+        with contextlib.suppress(StoreError):
+            await self._in_thread(functools.partial(self._store.hold, self._owner, (), _PIN_SECONDS))
+
+    async def _hold(self, active: Iterable[str]) -> None:
+        """Pins what is in use. Where that fails (a user who may only read) the sidecar serves all the same."""
+        seconds = max(_PIN_SECONDS, 3 * self._poll_seconds)
+        try:
+            await self._in_thread(
+                functools.partial(self._store.hold, self._owner, self._in_use() | set(active), seconds)
+            )
+        except StoreError as error:
+            if self._held:
+                _log.warning("releases in use are not pinned, torchrank gc may remove them: %s", error)
+            self._held = False
+        else:
+            self._held = True
+
+    def _in_use(self) -> set[str]:
+        now = time.perf_counter()
+        recent = {release for release, used in self.used.items() if now - used < IN_USE_SECONDS}
+        return recent | set(self.active.values())
+
+    async def _forget(self) -> None:
+        for release in self.manifests.keys() - self._in_use() - set(self._before.values()):
+            self.manifests.pop(release)
+            self.warmed.pop(release, None)
+            self.used.pop(release, None)
+            await self._in_thread(functools.partial(self._store.forget, release))
 
     def told(self, model: str | None) -> str | None:
         """The active release of `model`, of the only model where None; None where this sidecar cannot say."""

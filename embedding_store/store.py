@@ -175,10 +175,11 @@ class EmbeddingStore(EmbeddingLookup):
         return warm(self.backend, self._cache, serving.view.manifest, serving.cached)
 
     def forget(self, release: str) -> None:
-        """Of a release that is served no more."""
+        """Of a release that is asked for no more; whoever asks all the same is answered."""
         with self._lock:
             self._served.pop(release, None)
         self._cache.forget(release)
+        self.backend.forget(release)
 
     def stats(self) -> StoreStats:
         cached = self._cache.stats()
