@@ -6,6 +6,7 @@ nothing but the budget, in proportion to the bytes of their tables.
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from embedding_store.cache_columns import DUEL, SETS, SIZE, START, WIDTH
 from embedding_store.cache_move import move
-from embedding_store.cache_set import ALIGN, WAYS, set_bytes
+from embedding_store.cache_set import WAYS, set_bytes
 from embedding_store.release import ReleaseManifest
 
 # Entries per way of a cache that has room for all rows: dense ids fill sets evenly, sparse ones at random. Then 1.0 and
@@ -64,9 +65,9 @@ class Layout:
     """The cache's memory and which part of it has sets of which width. Its callers keep readers and writers away."""
 
     def __init__(self, budget: int) -> None:
-        # Zeros that nobody wrote to take no memory yet.
-        memory = np.zeros(budget, np.uint8)
-        self.memory = memory[-memory.ctypes.data % ALIGN :]
+        # Zeros on a page boundary, which take no memory before they are written to.
+        pages = mmap.mmap(-1, max(1, budget), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.memory = np.frombuffer(pages, np.uint8, count=budget)
         self.classes = np.zeros((0, 5), np.int64)
         self._written = 0  # bytes: beyond them are zeros
 
@@ -90,7 +91,7 @@ class Layout:
     def fits(self, sets: Mapping[int, int]) -> bool:
         """Whether every width has its part, or nearly."""
         has = {int(row[WIDTH]): int(row[SETS]) for row in self.classes}
-        return all(has.get(width, 0) >= int(_GOOD_ENOUGH * wanted) for width, wanted in sets.items())
+        return all(has.get(width, 0) >= _GOOD_ENOUGH * wanted for width, wanted in sets.items())
 
     def divide_anew(self, sets: Mapping[int, int], owners: NDArray[np.int64]) -> None:
         """Gives each width its sets and keeps the entries, the most used ones where they become too many.
