@@ -52,10 +52,11 @@ class RedisServer:
         """Past everything of ours, to look at what is really stored."""
         return redis.Redis(unix_socket_path=str(self.socket), protocol=2)
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
+        """`options`: for this time only."""
         log = self.folder / "log"
         with log.open("wb") as output:
-            self._process = subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen([*self._command, *options], stdout=output, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 20
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
