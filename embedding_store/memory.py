@@ -12,6 +12,7 @@ from embedding_store.batch import IdBatch
 from embedding_store.errors import InvalidRelease, UnknownRelease
 from embedding_store.lookup import ABSENT, FOUND, LookupReply, TableRows
 from embedding_store.release import ReleaseEntry, ReleaseManifest, TableInfo
+from embedding_store.release_view import default_row
 from embedding_store.served import ServedLookup, ServedStats
 from embedding_store.sparse import NOT_THERE, find_rows, mixed_ids
 
@@ -134,5 +135,4 @@ def _table(info: TableInfo, rows: NDArray[np.uint8], ids: NDArray[np.int64] | No
     if ids is not None:
         order = np.argsort(mixed_ids(ids))
         ids, rows = ids[order], rows[order]
-    default = np.frombuffer(info.default_row or bytes(info.row_bytes), np.uint8)
-    return _Table(np.concatenate((rows, default[None])), ids)
+    return _Table(np.concatenate((rows, default_row(info)[None])), ids)

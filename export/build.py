@@ -13,7 +13,6 @@ import msgspec
 
 import torchrank
 from embedding_store.access_counts import count_groups, write_counts
-from embedding_store.pages import PageWriter
 from embedding_store.release import Codec, TableInfo
 from export.bundle import Golden, Manifest, Variant, sha256, write_manifest
 from export.bundle_lookup import BundleLookup
@@ -22,6 +21,7 @@ from export.golden import NeededRows, TrainerScorer, golden_requests, golden_row
 from export.graph import OPSET, export_graph, write_fp16
 from export.hot_ids import count_ids, hottest
 from export.parity import check_parity
+from export.table_pages import write_table
 from torchrank.data.loader import Loader
 from torchrank.data.source import Source
 from torchrank.features.schema import FeatureSchema
@@ -31,7 +31,7 @@ from torchrank.training.module import build_model, feature_schema
 from torchrank.training.run import Run
 from torchrank.training.targets import build_target
 
-TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3}
+TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "int8": 1e-2}  # of the graph's precision, and of the row codec
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,14 @@ class _Export:
         counts, requests = count_ids(self._train_loader(), self.schema, self.options.counted_rows)
         tables = []
         for table in self.schema.tables:
-            with PageWriter(self.folder / "tables", table.name, self.options.row_codec, table.dim) as writer:
-                first_id = 0
-                for chunk in saved.chunks(table.name):
-                    writer.append(chunk)
-                    needed[table.name].take(first_id, chunk)
-                    first_id += len(chunk)
-                reads, asked = counts[table.name].reads, counts[table.name].asked
-                tables.append(writer.finish(hot_ids=hottest(reads, self.options.hot_ids)))
+            reads, asked = counts[table.name].reads, counts[table.name].asked
+            hot = hottest(reads, self.options.hot_ids)
+            written = write_table(
+                saved, table.name, self.folder / "tables", self.options.row_codec, hot, needed[table.name].take
+            )
+            tables.append(written)
             write_counts(self.folder / "tables", table.name, count_groups(asked, reads, requests))
-            self.tell(f"table {table.name}: {table.rows} rows of dim {table.dim}, {self.options.row_codec}")
+            self.tell(f"table {table.name}: {written.rows} rows of dim {table.dim}, {self.options.row_codec}")
         return tuple(tables)
 
     def _manifest(self, tables: tuple[TableInfo, ...], files: dict[str, str], golden: int) -> Manifest:
@@ -140,8 +138,7 @@ class _Export:
 
     def _variant(self, name: str, file: str) -> Variant:
         path = self.folder / file
-        # Half-precision rows alone already move scores by more than the fp32 gate lets pass.
-        tolerance = TOLERANCE["fp16" if self.options.row_codec == "fp16" else name]
+        tolerance = max(TOLERANCE[name], TOLERANCE[self.options.row_codec])
         return Variant(
             name=name, file=file, sha256=sha256(path), bytes=path.stat().st_size, max_abs_diff=0.0, tolerance=tolerance
         )
@@ -174,7 +171,8 @@ class _Export:
 def _check_tables(checkpoint: Path, saved: CheckpointTables, schema: FeatureSchema) -> None:
     for table in schema.tables:
         found = saved.tables.get(table.name)
-        if found is None or (found.rows, found.dim) != (table.rows, table.dim):
+        rows = table.rows if found is None or found.ids_key is None else found.rows  # any number of raw ids
+        if found is None or (found.rows, found.dim) != (rows, table.dim):
             there = "not there" if found is None else f"{found.rows} x {found.dim} there"
             raise ValueError(
                 f"checkpoint {checkpoint} is of another configuration: table {table.name!r} is "

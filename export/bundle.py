@@ -3,6 +3,7 @@
 manifest.json      this file's `Manifest`
 model.onnx, …      one file per variant
 tables/NAME.pages  encoded rows (layout: embedding_store/release.py); tables/NAME.hot  the most frequent ids;
+                   tables/NAME.ids  the raw ids of the rows, where ids are not 0, 1, …;
 tables/NAME.counts how unevenly the training data read the rows (embedding_store/access_counts.py)
 golden.jsonl       one `Golden` a line: a raw request and the scores the trainer gave it
 """

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_store.batch import batch_of
 from embedding_store.errors import UnknownRelease
-from embedding_store.lookup import ABSENT, FOUND, EmbeddingLookup, LookupReply, TableRows
+from embedding_store.lookup import ABSENT, EmbeddingLookup, LookupReply, TableRows
+from embedding_store.memmap_read import MappedTables
 from embedding_store.release import ReleaseManifest
+from embedding_store.release_view import default_row
 from export.bundle import Manifest
 
 
@@ -19,12 +22,7 @@ class BundleLookup(EmbeddingLookup):
 
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
         self._release = ReleaseManifest(manifest.model, manifest.version, manifest.created, manifest.tables)
-        self._pages = {
-            table.name: np.memmap(
-                bundle / "tables" / f"{table.name}.pages", np.uint8, "r", shape=(table.rows, table.row_bytes)
-            )
-            for table in manifest.tables
-        }
+        self._tables = MappedTables(self._release, bundle / "tables")
 
     def manifest(self, release: str | None = None, *, model: str | None = None) -> ReleaseManifest:
         if (release or self._release.name) != self._release.name:
@@ -34,17 +32,22 @@ class BundleLookup(EmbeddingLookup):
     def lookup(
         self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
     ) -> LookupReply:
-        """`timeout` has no effect: nothing here waits for another process."""
+        """`timeout` has no effect: nothing here waits for another process. Raises StoreUnavailable for lost files."""
         self.manifest(release)
-        return LookupReply(release, {name: self._rows(name, wanted) for name, wanted in ids.items()})
+        unique = {name: np.unique(wanted, return_inverse=True) for name, wanted in ids.items()}
+        batch = batch_of(self._release, {name: distinct for name, (distinct, _) in unique.items()})
+        fetched = self._tables.fetch(batch)
+        if fetched.error is not None:
+            raise fetched.error
+        answer, first, start = {}, 0, 0
+        for name, (distinct, index) in unique.items():
+            table = self._release.table(name)
+            last, end = first + len(distinct), start + len(distinct) * table.row_bytes
+            rows, status = fetched.rows[start:end].reshape(len(distinct), table.row_bytes), fetched.status[first:last]
+            rows[status == ABSENT] = default_row(table)
+            answer[name] = TableRows(rows, status, index)
+            first, start = last, end
+        return LookupReply(release, answer)
 
     def close(self) -> None:
-        self._pages.clear()
-
-    def _rows(self, name: str, wanted: NDArray[np.int64]) -> TableRows:
-        table = self._release.table(name)
-        unique, index = np.unique(wanted, return_inverse=True)
-        known = (unique >= 0) & (unique < table.rows)
-        rows = self._pages[name][np.where(known, unique, 0)]
-        rows[~known] = np.frombuffer(table.default_row or bytes(table.row_bytes), np.uint8)
-        return TableRows(rows, np.where(known, FOUND, ABSENT).astype(np.uint8), index.astype(np.int64))
+        """The files are unmapped when this object goes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -19,27 +19,32 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from torchrank.training.sharding import table_name
 
 _CHUNK_ROWS = 65_536
+_DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype("<f4"), torch.int64: np.dtype("<i8")}
 
 
 @dataclass(frozen=True)
 class CheckpointTable:
-    """`rows` × `dim` float32, saved in shards under `key`."""
+    """`rows` × `dim` float32, saved in shards under `key`; under `ids_key` int64 [rows], the raw id of each row.
+
+    Without `ids_key` the rows are those of the ids 0, 1, …
+    """
 
     name: str
     key: str
     rows: int
     dim: int
+    ids_key: str | None = None
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A part of a table, mapped into memory: `values` float32 [rows, columns]."""
+    """A part of a tensor, mapped into memory: `values` [rows, columns]."""
 
     first_row: int
     first_column: int
-    values: NDArray[np.float32]
+    values: NDArray[Any]
 
-    def copy_into(self, target: NDArray[np.float32], first_row: int) -> None:
+    def copy_into(self, target: NDArray[Any], first_row: int) -> None:
         """What it has of the rows first_row, first_row + 1, … that `target` is for."""
         begin = max(self.first_row, first_row)
         end = min(self.first_row + len(self.values), first_row + len(target))
@@ -65,34 +70,43 @@ class CheckpointTables:
         One chunk is in memory at a time: torch would load a shard whole, and then copy it, so shards are mapped.
         """
         table = self.tables[name]
-        shards = self._shards(table)
-        assert sum(shard.values.size for shard in shards) == table.rows * table.dim  # each value once
-        for first_row in range(0, table.rows, _CHUNK_ROWS):
-            rows = np.empty((min(_CHUNK_ROWS, table.rows - first_row), table.dim), np.float32)
-            for shard in shards:
-                shard.copy_into(rows, first_row)
-            yield rows
+        return self._chunks(table.key, (table.rows, table.dim))
 
-    def _shards(self, table: CheckpointTable) -> list[_Shard]:
-        return [
-            _Shard(index.offset[0], index.offset[1], self._map(index))
+    def raw_ids(self, name: str) -> Iterator[NDArray[np.int64]]:
+        """The ids of the rows that `chunks` gives, int64 [n] at a time; of tables that have an `ids_key`."""
+        table = self.tables[name]
+        assert table.ids_key is not None
+        for ids in self._chunks(table.ids_key, (table.rows, 1)):
+            yield ids[:, 0]
+
+    def _chunks(self, key: str, shape: tuple[int, int]) -> Iterator[NDArray[Any]]:
+        shards = [
+            _Shard(index.offset[0], sum(index.offset[1:]), self._map(index))
             for index in self._metadata.storage_data
-            if index.fqn == table.key and index.offset is not None
+            if index.fqn == key and index.offset is not None
         ]
+        rows, columns = shape
+        assert sum(shard.values.size for shard in shards) == rows * columns  # each value once
+        for first_row in range(0, rows, _CHUNK_ROWS):
+            chunk = np.empty((min(_CHUNK_ROWS, rows - first_row), columns), shards[0].values.dtype)
+            for shard in shards:
+                shard.copy_into(chunk, first_row)
+            yield chunk
 
-    def _map(self, index: MetadataIndex) -> NDArray[np.float32]:
-        """The shard where torch.save wrote it, which a tensor without memory tells."""
+    def _map(self, index: MetadataIndex) -> NDArray[Any]:
+        """The shard where torch.save wrote it, which a tensor without memory tells: [rows, columns]."""
         stored = self._metadata.storage_data[index]
         path = self._checkpoint / stored.relative_path
         with path.open("rb") as file, FakeTensorMode():
             view = cast(IO[bytes], _create_file_view(file, stored.offset, stored.length))
             shard: torch.Tensor = torch.load(view, weights_only=True)
-        assert shard.dtype == torch.float32
         assert shard.is_contiguous()
+        shape = (len(shard), shard[:1].numel())
         if not shard.numel():
-            return np.empty(tuple(shard.shape), np.float32)
-        start = stored.offset + shard.untyped_storage()._checkpoint_offset + 4 * shard.storage_offset()
-        return np.memmap(path, "<f4", "r", start, tuple(shard.shape))
+            return np.empty(shape, _DTYPES[shard.dtype])
+        offset = shard.element_size() * shard.storage_offset()
+        start = stored.offset + shard.untyped_storage()._checkpoint_offset + offset
+        return np.memmap(path, _DTYPES[shard.dtype], "r", start, shape)
 
     def _table(self, key: str) -> CheckpointTable | None:
         name = table_name(key)
@@ -100,7 +114,22 @@ class CheckpointTables:
             return None
         metadata = self._metadata.state_dict_metadata[key]
         assert isinstance(metadata, TensorStorageMetadata)
-        return CheckpointTable(name, key, *metadata.size)
+        rows, dim = metadata.size
+        return CheckpointTable(name, key, rows, dim, self._ids_key(name, key, rows))
+
+    def _ids_key(self, name: str, key: str, rows: int) -> str | None:
+        """`….weight` -> `….ids`, where the checkpoint has it."""
+        ids_key = f"{key.removesuffix('.weight')}.ids"
+        found = self._metadata.state_dict_metadata.get(ids_key)
+        if found is None:
+            return None
+        assert isinstance(found, TensorStorageMetadata)
+        if found.size != torch.Size([rows]) or found.properties.dtype != torch.int64:
+            raise ValueError(
+                f"checkpoint {self._checkpoint}: the ids of table {name!r} are {found.properties.dtype} "
+                f"{list(found.size)}; expected torch.int64 [{rows}], one for each row"
+            )
+        return ids_key
 
 
 def load_dense(checkpoint: Path, model: torch.nn.Module) -> None:

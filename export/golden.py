@@ -40,10 +40,11 @@ class NeededRows:
     ids: NDArray[np.int64]
     rows: NDArray[np.float32]
 
-    def take(self, first_id: int, chunk: NDArray[np.float32]) -> None:
-        """Keeps what it needs of the table's rows first_id, first_id + 1, …"""
-        begin, end = np.searchsorted(self.ids, [first_id, first_id + len(chunk)])
-        self.rows[begin:end] = chunk[self.ids[begin:end] - first_id]
+    def take(self, ids: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        """Keeps what it needs of these rows, float32 [n, dim], of the table's ids int64 [n]."""
+        places = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        needed = self.ids[places] == ids
+        self.rows[places[needed]] = rows[needed]
 
 
 class TrainerScorer:

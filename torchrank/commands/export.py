@@ -12,7 +12,11 @@ import click
 @click.option("--output", type=click.Path(path_type=Path), help="The bundle to write; by default RUN/bundle.")
 @click.option("--fp16", is_flag=True, help="Also write the dense graph in half precision.")
 @click.option(
-    "--row-codec", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Of the embedding rows."
+    "--row-codec",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Of the embedding rows.",
 )
 @click.option("--model", help="Name of the release's model; by default DATA_MODEL.")
 @click.option("--version", help="Name of the release's version; by default its time and configuration.")
