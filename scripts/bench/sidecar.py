@@ -1,22 +1,25 @@
-"""What a look-up costs through a sidecar, beside the same look-up in this process: the same store, cache and requests.
+"""What a look-up costs through a sidecar, beside the same store behind a Python gRPC server and in this process.
 
     python scripts/bench/sidecar.py [--store memmap|redis] [--json]
+    python scripts/bench/sidecar.py --rss [--store memmap|redis] [--json]     only: memory, minutes
 
-One client over a unix socket; both sides take turns request by request, so that whatever else the machine does meets
-both. Hot rows are as many as the cache holds after warming; each id is one of them with probability --hit-rate.
+One client over a unix socket; sidecar and gRPC take turns request by request, so that whatever else the machine does
+meets both. Hot rows are in the cache after warming; each id is one of them with probability --hit-rate. Then --clients
+processes at once, each as fast as it is answered, for one server after the other.
+
+--rss: tables of 4 GB behind a cache of 256 MiB, a million look-ups of Zipf traffic.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import importlib.util
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -24,163 +27,149 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from embedding_store.chunks import whole_table
 from embedding_store.client import SidecarClient
 from embedding_store.lookup import EmbeddingLookup
 from embedding_store.open import open_backend, open_store
-from embedding_store.release import ReleaseManifest, TableInfo
+from scripts.bench.sidecar_clients import Load, measure_clients
+from scripts.bench.sidecar_memory import measure_memory
+from scripts.bench.sidecar_store import (
+    RELEASE,
+    Request,
+    Shape,
+    hit_or_miss_requests,
+    hot_ids,
+    publish,
+    running,
+    store_url,
+)
 
-Request = dict[str, NDArray[np.int64]]
-
-
-def build_store(url: str, options: argparse.Namespace) -> dict[str, NDArray[np.int64]]:
-    """Random fp16 tables; returns the hot ids of each."""
-    rng = np.random.default_rng(0)
-    width = 2 * options.dim
-    hot_rows = int(options.rows * options.hot_share)
-    infos, content, hot = [], {}, {}
-    for number in range(options.tables):
-        name = f"table_{number:02d}"
-        content[name] = rng.integers(0, 256, options.rows * width, np.uint8).tobytes()
-        hot[name] = rng.permutation(options.rows)[:hot_rows]
-        digest = hashlib.sha256(content[name]).hexdigest()
-        page_rows = 8064 // width
-        infos.append(TableInfo(name, options.rows, options.dim, "fp16", width, page_rows, digest, hot_rows))
-    manifest = ReleaseManifest("bench", "1", "2024-01-01T00:00:00Z", tuple(infos))
-    with open_backend(url) as backend:
-        with backend.writer(manifest) as writer:
-            for info in infos:
-                writer.write(info, whole_table(info, content[info.name]))
-                writer.write_hot(info, hot[info.name].tobytes())
-            writer.commit()
-        backend.set_history("bench", (), (manifest.name,))
-    return hot
+HAS_GRPC = importlib.util.find_spec("grpc") is not None
 
 
-def make_requests(hot: dict[str, NDArray[np.int64]], options: argparse.Namespace) -> list[Request]:
-    rng = np.random.default_rng(1)
-    per_table = options.ids // options.tables
-    requests = []
-    for _ in range(options.requests + options.warmup):
-        request = {}
-        for name, ids in hot.items():
-            cold = rng.integers(0, options.rows, per_table)
-            request[name] = np.where(rng.random(per_table) < options.hit_rate, rng.choice(ids, per_table), cold)
-        requests.append(request)
-    return requests
-
-
-def measure(sides: dict[str, EmbeddingLookup], requests: list[Request], warmup: int) -> dict[str, NDArray[np.float64]]:
+def measure(
+    sides: Mapping[str, EmbeddingLookup], requests: list[Request], warmup: int
+) -> dict[str, NDArray[np.float64]]:
     """Seconds per request of each side, without the first `warmup`."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for request in requests:
         for name, lookup in sides.items():
             began = time.perf_counter()
-            lookup.lookup("bench@1", request)
+            lookup.lookup(RELEASE, request)
             seconds[name].append(time.perf_counter() - began)
     return {name: np.array(values[warmup:]) for name, values in seconds.items()}
 
 
-def check_equal(sides: dict[str, EmbeddingLookup], request: Request) -> None:
-    answers = [lookup.lookup("bench@1", request).tables for lookup in sides.values()]
-    for name in request:
-        rows = [answer[name].rows[answer[name].index] for answer in answers]
-        if not np.array_equal(*rows):
-            raise SystemExit(f"the two sides differ in table {name}")
+def check_equal(sides: Mapping[str, EmbeddingLookup], request: Request) -> None:
+    first, *others = [lookup.lookup(RELEASE, request).tables for lookup in sides.values()]
+    for name, table in first.items():
+        for other in others:
+            if not np.array_equal(table.rows[table.index], other[name].rows[other[name].index]):
+                raise SystemExit(f"the sides differ in table {name}")
 
 
-def start_sidecar(url: str, socket: Path, cache_bytes: int) -> subprocess.Popen[str]:
-    arguments = ["--store", url, "--socket", str(socket), "--cache-size", str(cache_bytes)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torchrank.cli", "sidecar", *arguments], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    if not process.stdout.readline().startswith("ready"):
-        raise SystemExit("the sidecar did not start")
-    return process
+def measure_lookups(options: argparse.Namespace) -> dict[str, object]:
+    shape = Shape(options.tables, options.rows, options.dim, int(options.rows * options.hot_share))
+    hot, cache_bytes = hot_ids(shape), shape.hot_cache_bytes(options.cache_slack)
+    wanted = (hot, shape, options.ids, options.hit_rate)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        url = stack.enter_context(store_url(options.store, Path(folder)))
+        with open_backend(url) as backend:
+            publish(backend, shape, hot)
+        requests = hit_or_miss_requests(*wanted, options.requests + options.warmup, seed=1)
+        with open_store(url, cache_bytes=cache_bytes) as direct:
+            direct.warm(RELEASE)
+            manifest = direct.manifest(RELEASE)
+            seconds = measure({"direct": direct}, requests, options.warmup)
+        socket, grpc_socket = f"{folder}/s.sock", f"{folder}/g.sock"
+        served = ("--store", url, "--cache-size", str(cache_bytes))
+        stack.enter_context(running("torchrank.cli", "sidecar", *served, "--socket", socket))
+        client = stack.enter_context(SidecarClient(socket))
+        sides: dict[str, EmbeddingLookup] = {"sidecar": client}
+        if HAS_GRPC:
+            from scripts.bench.sidecar_grpc import GrpcClient
+
+            stack.enter_context(running("scripts.bench.sidecar_grpc", *served, "--socket", grpc_socket))
+            sides["grpc"] = stack.enter_context(GrpcClient(grpc_socket, manifest))
+            check_equal(sides, requests[0])
+        seconds |= measure(sides, requests, options.warmup)
+        info = client.info()
+        shares = [(*wanted, 200, seed) for seed in range(options.clients)]
+        loads = {"sidecar": measure_clients(SidecarClient, (socket,), hit_or_miss_requests, shares, options.seconds)}
+        if HAS_GRPC:
+            arguments = (grpc_socket, manifest)
+            loads["grpc"] = measure_clients(GrpcClient, arguments, hit_or_miss_requests, shares, options.seconds)
+    return _result(options, seconds, info, loads)
 
 
-@contextmanager
-def store_url(kind: str, folder: Path) -> Iterator[str]:
-    """An empty store: a directory, or a redis-server of this benchmark's own."""
-    if kind == "memmap":
-        yield f"memmap://{folder}/store"
-        return
-    socket = folder / "redis.sock"
-    server = subprocess.Popen(
-        ["redis-server", "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        while not socket.exists():
-            if server.poll() is not None:
-                raise SystemExit("redis-server did not start")
-            time.sleep(0.02)
-        yield f"redis+unix://{socket}"
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def run(options: argparse.Namespace) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as name, store_url(options.store, Path(name)) as url:
-        socket = Path(name) / "s.sock"
-        hot = build_store(url, options)
-        hot_rows = sum(map(len, hot.values()))
-        cache_bytes = int(hot_rows * (2 * options.dim + 12) * options.cache_slack)
-        process = start_sidecar(url, socket, cache_bytes)
-        try:
-            requests = make_requests(hot, options)
-            with open_store(url, cache_bytes=cache_bytes) as direct, SidecarClient(str(socket)) as client:
-                direct.warm("bench@1")
-                sides: dict[str, EmbeddingLookup] = {"direct": direct, "sidecar": client}
-                check_equal(sides, requests[0])
-                seconds = measure(sides, requests, options.warmup)
-                info = client.info()
-        finally:
-            process.terminate()
-            process.wait()
-    result: dict[str, float] = {"ids": options.ids, "tables": options.tables, "dim": options.dim}
+def _result(
+    options: argparse.Namespace,
+    seconds: Mapping[str, NDArray[np.float64]],
+    info: Mapping[str, str],
+    loads: Mapping[str, Load],
+) -> dict[str, object]:
+    result: dict[str, object] = {
+        "store": options.store, "ids": options.ids, "tables": options.tables, "dim": options.dim,
+        "hit_rate": float(info["cache_hit_rate"]),
+    }  # fmt: skip
     for name, values in seconds.items():
-        for percent in (10, 50, 99):
-            result[f"{name}_p{percent}_ms"] = round(float(np.percentile(values, percent)) * 1e3, 4)
-    result["ratio_p50"] = round(result["sidecar_p50_ms"] / result["direct_p50_ms"], 3)
-    result["server_p50_ms"] = float(info["server_p50_us"]) / 1e3
-    result["server_p99_ms"] = float(info["server_p99_us"]) / 1e3
-    result["lookups_offloaded"] = int(info["lookups_offloaded"])
-    result["hit_rate"] = float(info["cache_hit_rate"])
-    result["cache_bytes"] = int(info["cache_bytes"])
-    result["rss_bytes"] = int(info["used_memory_rss"])
-    result["rss_anonymous_bytes"] = int(info["used_memory_rss_anonymous"])
+        prefix = "" if name == "sidecar" else f"{name}_"
+        for percent in (50, 99):
+            result[f"{prefix}p{percent}_ms"] = round(float(np.percentile(values, percent)) * 1e3, 4)
+    for percent in (50, 99):
+        result[f"server_p{percent}_ms"] = float(info[f"server_p{percent}_us"]) / 1e3
+    clients = result[f"clients_{options.clients}"] = dict(loads["sidecar"]._asdict())
+    if "grpc" in seconds:
+        result["speedup_vs_grpc"] = round(float(np.median(seconds["grpc"]) / np.median(seconds["sidecar"])), 3)
+        clients |= {f"grpc_{key}": value for key, value in loads["grpc"]._asdict().items()}
+        clients["speedup_vs_grpc"] = round(loads["sidecar"].lookups_per_s / loads["grpc"].lookups_per_s, 3)
+    for key in ("lookups_offloaded", "cache_bytes", "used_memory_rss", "used_memory_rss_anonymous"):
+        result[key] = int(info[key])
     return result
 
 
-def show(result: dict[str, float]) -> None:
-    title = (
-        f"{result['ids']} ids over {result['tables']} tables, dim {result['dim']} fp16, hits {result['hit_rate']:.1%}"
-    )
-    table = Table("look-up", "p50 ms", "p99 ms", title=title)
-    for name, label in (
-        ("direct", "in this process"),
-        ("sidecar", "sidecar, unix socket"),
-        ("server", "of it: server"),
-    ):
-        table.add_row(label, f"{result[f'{name}_p50_ms']:.3f}", f"{result[f'{name}_p99_ms']:.3f}")
-    console = Console()
-    console.print(table)
-    console.print(f"sidecar / in process, p50: {result['ratio_p50']:.2f}")
-    mib = {name: result[name] / 2**20 for name in ("rss_bytes", "rss_anonymous_bytes", "cache_bytes")}
-    console.print(
-        f"sidecar's memory: {mib['rss_bytes']:.0f} MiB resident, {mib['rss_anonymous_bytes']:.0f} MiB of it its own "
-        f"(cache {mib['cache_bytes']:.0f} MiB), the rest shared files"
-    )
+def show(result: dict[str, object], options: argparse.Namespace) -> None:
+    clients = result[f"clients_{options.clients}"]
+    assert isinstance(clients, dict)
+    title = f"{options.ids} ids over {options.tables} tables, dim {options.dim} fp16, {options.store}"
+    many = f"{options.clients} clients"
+    table = Table(
+        "", "p50 ms", "p99 ms", f"{many}: look-ups/s", "p50 ms", "p99 ms",
+        title=f"{title}, hits {result['hit_rate']:.1%}",
+    )  # fmt: skip
+    for label, prefix in (("sidecar, unix socket", ""), ("gRPC, unix socket", "grpc_"), ("in this process", "direct_")):
+        if f"{prefix}p50_ms" in result:
+            row = [f"{result[f'{prefix}p{percent}_ms']:.3f}" for percent in (50, 99)]
+            if f"{prefix}lookups_per_s" in clients:
+                row.append(f"{clients[f'{prefix}lookups_per_s']:,.0f}")
+                row += [f"{clients[f'{prefix}p{percent}_ms']:.3f}" for percent in (50, 99)]
+            table.add_row(label, *row)
+    table.add_row("the sidecar's own work", f"{result['server_p50_ms']:.3f}", f"{result['server_p99_ms']:.3f}")
+    Console().print(table)
+    if "speedup_vs_grpc" in result:
+        print(f"gRPC / sidecar: {result['speedup_vs_grpc']:.2f}; {many}: {clients['speedup_vs_grpc']:.2f}")
+    else:
+        print("grpcio is not installed here: nothing was compared with it (it is in the dev extra)")
+
+
+def show_memory(found: dict[str, float], store: str) -> None:
+    mib = {name: f"{value / 2**20:,.0f} MiB" for name, value in found.items() if name.endswith(("bytes", "budget"))}
+    table = Table("", "", title=f"sidecar over {store}://, cache {mib['cache_budget']}", show_header=False)
+    table.add_row("tables", mib["table_bytes"])
+    table.add_row("look-ups, ids", f"{found['lookups']:,.0f}, {found['ids']:,.0f}")
+    table.add_row("hit rate", f"{found['hit_rate']:.1%}")
+    table.add_row("resident at the start", mib["at_start_bytes"])
+    table.add_row("resident at the end (peak)", f"{mib['resident_bytes']} ({mib['peak_resident_bytes']})")
+    table.add_row("… its own (peak)", f"{mib['anonymous_bytes']} ({mib['peak_anonymous_bytes']})")
+    table.add_row("… pages of mapped files, libraries among them", mib["mapped_bytes"])
+    Console().print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", choices=("memmap", "redis"), default="memmap")
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--ids", type=int, default=2000, help="in one request, over all tables")
     parser.add_argument("--tables", type=int, default=20)
     parser.add_argument("--dim", type=int, default=16)
@@ -188,13 +177,27 @@ def main() -> None:
     parser.add_argument("--hot-share", type=float, default=0.1, help="of the rows, in the hot list")
     parser.add_argument("--hit-rate", type=float, default=0.95)
     parser.add_argument("--cache-slack", type=float, default=2.0, help="cache size over that of the hot rows")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=5.0, help="for which the clients ask")
+    parser.add_argument("--rss", action="store_true")
+    parser.add_argument("--rss-rows", type=int, default=6_250_000, help="of each table")
+    parser.add_argument("--rss-lookups", type=int, default=1_000_000)
+    parser.add_argument("--rss-ids", type=int, default=60, help="in one look-up, over all tables")
     parser.add_argument("--json", action="store_true", help="one JSON object after the table")
     options = parser.parse_args()
-    result = run(options)
-    show(result)
+    if options.rss:
+        found = measure_memory(
+            options.store, Shape(options.tables, options.rss_rows, options.dim, 0), cache_bytes=256 << 20,
+            lookups=options.rss_lookups, ids=options.rss_ids, exponent=0.9, clients=2,
+        )  # fmt: skip
+        show_memory(found, options.store)
+        result: dict[str, object] = {"store": options.store, "rss": found}
+    else:
+        result = measure_lookups(options)
+        show(result, options)
     if options.json:
         print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
