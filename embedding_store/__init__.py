@@ -5,7 +5,7 @@
     backend.py                           the seam; memmap.py and redis_backend.py implement it, open.py chooses
     publish.py, releases.py              write, verify, commit; activate, roll back
     lookup.py                            what a scorer asks; store.py answers in process, client.py through a sidecar
-    cache.py, caches.py, policy.py       hot rows of a table; one byte budget over all; which row makes room
+    hot_cache.py, cache_*.py             hot rows of all tables within one byte budget; cache_policy.py: which make room
     sidecar*.py, protocol.py, resp.py    the process on an inference host, and what it speaks
 
 This package knows nothing of features, models or training; it imports neither torch nor torchrank.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from embedding_store.cache_columns import SETS
+from embedding_store.cache_gate import Gate
 from embedding_store.hot_cache import HotCache
 from embedding_store.release import ReleaseManifest
 from tests.embedding_store.cached_rows import Asked, manifest_of, table_of
@@ -85,3 +86,29 @@ def test_registering_at_the_same_time_gives_one_answer() -> None:
 
     with ThreadPoolExecutor(8) as threads:
         assert len(set(threads.map(register, range(8)))) == 1
+
+
+def test_the_gate() -> None:
+    gate = Gate()
+    assert gate.enter()
+    assert gate.enter()
+    alone, done = threading.Event(), threading.Event()
+
+    def rearrange() -> None:
+        with gate.closing():
+            alone.set()
+            done.wait()
+
+    rearranging = threading.Thread(target=rearrange)
+    rearranging.start()
+    gate.leave()
+    while not gate.closed:
+        threading.Event().wait(0.001)
+    assert not gate.enter()  # nobody comes in while it waits
+    assert not alone.wait(0.05)  # for there is still one inside
+    gate.leave()
+    assert alone.wait(60)
+    assert not gate.enter()
+    done.set()
+    rearranging.join()
+    assert gate.enter()

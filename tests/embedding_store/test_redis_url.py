@@ -25,11 +25,11 @@ def test_urls() -> None:
 
 def test_urls_of_clusters() -> None:
     one = parse_redis_url("redis+cluster://h")
-    assert one == RedisAddress(host="h", cluster=(("h", 6379),))
+    assert one == RedisAddress(host="h", cluster=(("h", 6379),), in_cluster=True)
     several = parse_redis_url("rediss+cluster://u:p%2C@a:1,[::2]:3,B?replicas=yes&prefix=x")
     assert several == RedisAddress(
         host="a", port=1, cluster=(("a", 1), ("::2", 3), ("b", 6379)), tls=True, username="u", password="p,",
-        replicas=True, prefix="x",
+        replicas=True, prefix="x", in_cluster=True,
     )  # fmt: skip
     assert str(several) == "rediss+cluster://a:1,[::2]:3,b:6379"
     node = several.node(("10.0.0.1", 7))
