@@ -14,6 +14,7 @@ from embedding_store.redis_connection import Refusals
 from embedding_store.redis_fetch import PageFetch
 from embedding_store.redis_node import RedisNode
 from embedding_store.redis_read import PageReader
+from embedding_store.redis_rights import refusal
 from embedding_store.redis_slots import Shard, page_slots, redirection
 from embedding_store.redis_topology import Topology
 from embedding_store.redis_url import Host, RedisAddress
@@ -115,7 +116,7 @@ class ClusterFetch:
         moved: dict[int, Host] = {}
         elsewhere: dict[tuple[Host, bool], list[int]] = {}
         for line, commands in refusals.items():
-            why = StoreUnavailable(f"{node} answered: {line}")
+            why = refusal(node.address, line)
             kind = line.partition(" ")[0]
             redirected = redirection(line, host) if tries < _MOST_TRIES else None
             if redirected is not None:

@@ -52,7 +52,7 @@ def check_server(backend: RedisBackend, manifest: ReleaseManifest) -> None:
 
 def publisher_rights(prefix: str, *, cluster: bool = False) -> str:
     """What a user needs who publishes, activates and removes: the rules of ACL SETUSER."""
-    commands = _COMMANDS.split() + (["cluster", "command"] if cluster else [])
+    commands = _COMMANDS.split() + (["cluster|slots", "cluster|info", "command"] if cluster else ["select"])
     return " ".join([f"~{prefix}:*", f"~{{{prefix}}}:*", *(f"+{command}" for command in commands)])
 
 

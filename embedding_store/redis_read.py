@@ -14,6 +14,7 @@ from embedding_store.redis_connection import tls_context
 from embedding_store.redis_fetch import PageFetch, PageKeys
 from embedding_store.redis_keys import Record
 from embedding_store.redis_node import RedisNode
+from embedding_store.redis_rights import refusal
 from embedding_store.redis_url import RedisAddress
 from embedding_store.talks import Talk, Talks
 
@@ -76,4 +77,4 @@ class RedisReader(PageReader):
             fetch.fail(unavailable)
         else:
             for line in refusals:
-                fetch.fail(StoreUnavailable(f"{self._node} answered: {line}"))
+                fetch.fail(refusal(self.address, line))

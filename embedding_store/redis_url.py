@@ -53,6 +53,7 @@ class RedisAddress:
     port: int = 6379
     socket: str | None = None
     cluster: tuple[Host, ...] = ()
+    in_cluster: bool = False  # it is a cluster, or a node of one
     replicas: bool = False
     tls: bool = False
     ca_file: str | None = None
@@ -96,6 +97,7 @@ def parse_redis_url(url: str) -> RedisAddress:
         port=hosts[0][1],
         socket=socket,
         cluster=hosts if cluster else (),
+        in_cluster=cluster,
         replicas=_yes_or_no("replicas", options.get("replicas", "no")),
         tls=tls,
         ca_file=_file("ca_file", options),
