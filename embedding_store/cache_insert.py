@@ -25,10 +25,11 @@ from embedding_store.cache_columns import (
     START,
     WIDTH,
 )
-from embedding_store.cache_memory import copy, count_bits, load8, load32
+from embedding_store.cache_memory import copy, count_bits, load8, load32, prefetch
 from embedding_store.cache_policy import EVICTED, MOST_ABSENT, make_room, settle
 from embedding_store.cache_set import (
     ABSENT_WAYS,
+    ALIGN,
     OWNERS,
     PROBATION,
     ROWS,
@@ -44,6 +45,8 @@ from embedding_store.cache_set import (
 )
 from embedding_store.lookup import ABSENT, FOUND
 
+_AHEAD = 8  # ids whose sets are under way from memory
+
 
 @njit(cache=True, nogil=True)
 def insert(  # type: ignore[no-untyped-def]
@@ -51,12 +54,17 @@ def insert(  # type: ignore[no-untyped-def]
 ):
     """Keeps what is FOUND or, unless warming, ABSENT. One writer at a time. See HotCache.insert."""
     last = FOUND if warming else ABSENT
-    i = row = 0
+    first = row = 0
     for k in range(len(asked)):
         table = tables[asked[k]]
         sets = classes[table[CLASS]]
         known = owners[table[PLACE], HELD_BY] == table[OWNER]
-        for _ in range(counts[k]):
+        end = first + counts[k]
+        for i in range(first, end):
+            if i + _AHEAD < end and sets[SETS] > 0:
+                at = sets[START] + set_number(ids[i + _AHEAD], table[SALT], table[SPARSE], sets[SETS]) * sets[SIZE]
+                prefetch(memory, at)
+                prefetch(memory, at + ALIGN)
             absent = status[i] == ABSENT
             if known and status[i] <= last and sets[SETS] > 0:
                 source, start = (defaults, table[DEFAULT]) if absent else (rows, row)
@@ -64,7 +72,7 @@ def insert(  # type: ignore[no-untyped-def]
             if known and absent and not warming:
                 owners[table[PLACE], ABSENTS] += 1
             row += sets[WIDTH]
-            i += 1
+        first = end
 
 
 @njit(cache=True, nogil=True)

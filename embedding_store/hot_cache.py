@@ -68,11 +68,7 @@ class HotCache:
             for manifest in manifests:
                 if manifest.name not in live:
                     live[manifest.name] = self._register(manifest)
-            sets = plan((tables.manifest for tables in live.values()), len(self._layout.memory))
-            if not self._layout.fits(sets):
-                with self._gate.closing():
-                    self._layout.divide_anew(sets, self._owners.lines)
-            self._live = live
+            self._settle(live)
 
     def forget(self, release: str) -> None:
         """The release is no longer in use: its entries count as empty. Whoever still asks for it gets misses or its
@@ -82,7 +78,7 @@ class HotCache:
             tables = live.pop(release, None)
             if tables is not None:
                 self._owners.remove(tables)
-                self._live = live
+                self._settle(live)
 
     def probe(
         self,
@@ -141,6 +137,14 @@ class HotCache:
         with self._lock:
             releases = {name: self._owners.stats(tables) for name, tables in self._live.items()}
             return CacheStats(self.budget, self._layout.bytes, self._layout.entries, releases)
+
+    def _settle(self, live: dict[str, CachedTables]) -> None:
+        """Divides the memory for the releases in use, where it is not divided well enough."""
+        sets = plan((tables.manifest for tables in live.values()), self.budget)
+        if not self._layout.fits(sets):
+            with self._gate.closing():
+                self._layout.divide_anew(sets, self._owners.lines)
+        self._live = live
 
     def _register(self, manifest: ReleaseManifest) -> CachedTables:
         salts = []

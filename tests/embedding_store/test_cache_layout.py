@@ -92,6 +92,18 @@ def test_the_most_used_entries_stay() -> None:
     assert asked.held(ids).sum() > 0.8 * left * WAYS
 
 
+def test_what_a_model_leaves_goes_to_the_others() -> None:
+    cache = HotCache(300_000)
+    asked = Asked(cache, manifest_of(table_of("t", 5000, 32)))
+    cache.tables(manifest_of(table_of("t", 20_000, 64), model="other"))
+    asked.ask(np.arange(5000))
+    held, before = asked.held(np.arange(5000)), cache.stats().bytes
+    cache.forget("other@1")
+    asked.ask(np.arange(5000))
+    assert asked.held(np.arange(5000)).sum() > 3 * held.sum()
+    assert cache.stats().bytes <= before
+
+
 def test_nothing_is_lost_by_growing() -> None:
     cache = HotCache(4_000_000)
     old = Asked(cache, manifest_of(table_of("t", 10_000, 32), table_of("wide", 1000, 64)))
