@@ -15,7 +15,7 @@ from embedding_store.pages import open_pages
 from embedding_store.release import TableInfo
 from embedding_store.sparse_pages import bucket_runs
 
-CHUNK_BYTES = 4 << 20  # a few of them are in memory at a time
+CHUNK_BYTES = 1 << 20  # a few of them are in memory at a time, on both sides
 
 
 @dataclass(frozen=True, slots=True, eq=False)

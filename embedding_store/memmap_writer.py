@@ -146,7 +146,7 @@ def owns_folder(handle: int, folder: Path) -> bool:
 def check_directory(address: str, store: Path, manifest: ReleaseManifest) -> None:
     """See `Backend.preflight`. The directory is there: `Backend.create` has made it."""
     for folder in (store, store / "releases", store / "writing", store / "active"):
-        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
             raise StoreNotReady(
                 f"{address}: this user (uid {os.geteuid()}) may not write into {folder}: give it write permission, and "
                 "see that the file system is not mounted read-only"

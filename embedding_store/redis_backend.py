@@ -68,7 +68,9 @@ class RedisBackend(Backend):
     def releases(self) -> dict[str, ReleaseManifest]:
         with self.errors():
             found = cast(dict[bytes, bytes], self.control.hgetall(self.key("releases")))
-        return {name.decode(): self._decode(name.decode(), value).manifest for name, value in sorted(found.items())}
+        records = {name.decode(): self._decode(name.decode(), value) for name, value in sorted(found.items())}
+        self._records |= records  # one that was removed and published again has another namespace
+        return {name: record.manifest for name, record in records.items()}
 
     def inventory(self) -> list[Stored]:
         return self._shelf.inventory()

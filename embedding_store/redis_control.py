@@ -10,7 +10,7 @@ from typing import Any, cast
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
-from redis.exceptions import ClusterError, NoPermissionError, ReadOnlyError, RedisClusterException
+from redis.exceptions import ClusterError, MovedError, NoPermissionError, ReadOnlyError, RedisClusterException
 from redis.retry import Retry
 
 from embedding_store.errors import StoreError, StoreNotReady, StoreUnavailable
@@ -63,10 +63,17 @@ def errors(address: RedisAddress) -> Iterator[None]:
         raise StoreUnavailable(f"{address} cannot be reached: {error}") from error
     except redis.OutOfMemoryError as error:
         advice = "raise maxmemory, or remove old releases (torchrank gc); publishing again goes on where it stopped"
-        raise StoreNotReady(f"{address} has no memory left for writing ({error}): {advice}") from error
+        raise StoreNotReady(f"{address} has no memory left for writing: {advice}") from error
     except NoPermissionError as error:
-        raise StoreNotReady(f"{address} does not let this user do that: {error}") from error
+        raise StoreNotReady(f"{address} does not let this user do that: {_answer(error)}") from error
+    except MovedError as error:
+        raise StoreNotReady(f"{address} is a node of a cluster, not the store: use redis+cluster://") from error
     except ReadOnlyError as error:
         raise StoreNotReady(f"{address} is a read-only replica: write to its master") from error
     except redis.RedisError as error:
-        raise StoreError(f"{address} answered: {error}") from error
+        raise StoreError(f"{address} answered: {_answer(error)}") from error
+
+
+def _answer(error: redis.RedisError) -> str:
+    """Without the command and its arguments, which redis-py puts before the answer where it was one of a pipeline."""
+    return str(error).rpartition("of pipeline caused error: ")[2]

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from embedding_store.redis_backend import RedisBackend
 
 _SLOTS = 16384
-_COMMANDS = "get set exists unlink del pttl hget hset hdel hexists hgetall hkeys hvals eval time info ping"
+_SLACK = 1.05  # in what the message asks for: what is in use changes while it is read
+_WHILE_WRITING = 2 << 20  # bytes: replies that the publisher has not read yet, and the server's own buffers
+_COMMANDS = "select get set exists unlink del pttl hget hset hdel hexists hgetall hkeys hvals eval time info ping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def publisher_rights(prefix: str, *, cluster: bool = False) -> str:
 def _server(backend: RedisBackend, manifest: ReleaseManifest) -> _Node:
     info = backend.control.info()
     if info.get("cluster_enabled"):
-        raise StoreNotReady(f"{backend.address} is a node of a cluster: publish to redis+cluster:// instead")
+        raise StoreNotReady(f"{backend.address} is a node of a cluster, not the store: use redis+cluster://")
     return _Node(backend.address, info, 1.0, _probe(backend, manifest, 0))
 
 
@@ -131,12 +133,13 @@ def _check_memory(node: _Node, manifest: ReleaseManifest, missing: float) -> Non
     name = "maxmemory" if limit else "the machine's memory"
     limit = limit or int(node.info.get("total_system_memory", 0))
     used = int(node.info["used_memory"]) - int(node.info.get("mem_not_counted_for_evict", 0))
-    needed = round(missing * node.share)
+    needed = round(missing * node.share) + _WHILE_WRITING
     if limit and used + needed > limit:
+        asked = format_size(round(_SLACK * (used + needed)))
         raise StoreNotReady(
             f"{node.where} has no memory left for writing {manifest.name}: it takes {format_size(needed)}, and "
-            f"{format_size(used)} of {name} {format_size(limit)} are in use; raise maxmemory to "
-            f"{format_size(used + needed)} at least, or remove old releases: torchrank gc"
+            f"{format_size(used)} of {name}, {format_size(limit)}, are in use; raise {name} to {asked} at least, or "
+            "remove old releases: torchrank gc"
         )
 
 

@@ -152,3 +152,13 @@ def check_rows(
     np.testing.assert_array_equal(found, present)
     got = decode(bundle.manifest.table(table).codec, rows[present])  # the others' bytes mean nothing
     np.testing.assert_array_equal(got, expected[present])
+
+
+def check_release(backend: Backend, bundle: Bundle) -> None:
+    """Every row of every table, some absent ids, and the hot lists."""
+    for table in bundle.manifest.tables:
+        known = np.array(list(bundle.raw.get(table.name, range(table.rows))), np.int64)
+        absent = np.setdiff1d(np.array([-5, table.rows, 2**40, -(2**40)], np.int64), known)
+        ids = np.concatenate((known, absent))
+        check_rows(bundle, table.name, ids, *fetch(backend, bundle.name, {table.name: ids})[table.name])
+        np.testing.assert_array_equal(backend.hot_ids(bundle.name, table.name), bundle.hot[table.name])
