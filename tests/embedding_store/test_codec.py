@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from embedding_store.codec import CODECS, check_name, check_table, decode, encode, encode_table, page_rows, row_bytes
+from embedding_store.codec import (
+    CODECS,
+    bucket_rows,
+    check_name,
+    check_table,
+    decode,
+    encode,
+    encode_table,
+    page_rows,
+    row_bytes,
+)
 from embedding_store.errors import InvalidRelease
 from embedding_store.pages import PageWriter, read_hot, write_hot
 from embedding_store.release import Codec, TableInfo
@@ -143,6 +153,10 @@ def test_pages_stay_in_their_size_class() -> None:
         fits = rows * width + 6 <= 8192
         assert fits or rows == 1
         assert (rows + 1) * width + 6 > 8192
+
+
+def test_buckets_have_some_1400_bytes() -> None:
+    assert [bucket_rows(width) for width in (4, 20, 128, 1392, 1393, 9000)] == [116, 50, 10, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a:b", "-a", "a b", "ä", "a" * 129, "a\n"])
