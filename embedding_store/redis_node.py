@@ -118,7 +118,8 @@ class RedisNode:
         except ConnectionRefusedByNode as error:
             raise self._failed(f"{self} refused the connection: {error}") from error
         except TimeoutError as error:
-            raise self._failed(f"{self} did not answer within {limit - now:.2g} s") from error
+            waited = min(limit, time.monotonic()) - now  # less where it was the time for connecting that ran out
+            raise self._failed(f"{self} did not answer within {waited:.2g} s") from error
         except ProtocolError as error:
             raise self._failed(f"{self} answered what is no reply to the question: {error}") from error
         except (OSError, hiredis.HiredisError) as error:

@@ -26,4 +26,6 @@ def refusal(address: RedisAddress, line: str) -> StoreUnavailable:
     if line.startswith("NOPERM"):
         rights = reader_rights(address.prefix, cluster=address.in_cluster)
         return StoreUnavailable(f"{answered}; who reads needs: ACL SETUSER NAME {rights}")
+    if line.startswith("MOVED") and not address.in_cluster:
+        return StoreUnavailable(f"{answered}; it is a node of a cluster: the store URL must be redis+cluster://")
     return StoreUnavailable(answered)

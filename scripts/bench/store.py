@@ -6,7 +6,8 @@ Random rows of 128 bytes, 1,024 and 10,000 distinct ids at a time, over a unix s
 benchmark's own, in turns: this store's fetch; `mget`, one key per row (`item:ID`, in a database of its own); and
 redis-py's pipeline of GETRANGE on this store's pages. Each goes from an array of ids to an array of rows. The server's
 CPU time is what its INFO says of its main thread. Memory is `used_memory` before and after publishing, per byte of the
-rows. Ratios of speed above 1 mean that ours is faster. One thread; medians over blocks.
+rows; sparse: of a table of raw 64-bit ids, which are kept too. Ratios of speed above 1 mean that ours is faster; one
+that has both numbers of ids is the worse of the two. One thread; medians.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ from embedding_store.pages import PageWriter
 from embedding_store.publish import publish
 from embedding_store.redis_keys import page_key
 from embedding_store.release import ReleaseManifest
+from embedding_store.sparse_pages import SparsePageWriter
 
-WIDTHS = (32, 64, 128, 256)  # bytes of a row
-FETCHED_WIDTH = 128
+# Bytes of a row, by the name of what is measured.
+WIDTHS = {"32": 32, "64": 64, "128": 128, "256": 256, "sparse_128": 128}
+FETCHED = "128"
 BATCHES = {1024: 20, 10_000: 3}  # ids of a fetch: fetches of a block
 _CHUNK = 50_000  # rows
 
@@ -64,13 +67,20 @@ def redis_server(folder: Path) -> Iterator[Path]:
         server.wait()
 
 
-def write_bundle(folder: Path, rows: int, width: int) -> ReleaseManifest:
+def write_bundle(folder: Path, rows: int, kind: str) -> ReleaseManifest:
+    """One table; the ids of a sparse one are any 64 bits."""
+    width = WIDTHS[kind]
     rng = np.random.default_rng(width)
     (folder / "tables").mkdir(parents=True)
-    with PageWriter(folder / "tables", "item", "fp32", width // 4) as writer:
+    open_writer = SparsePageWriter if kind.startswith("sparse") else PageWriter
+    with open_writer(folder / "tables", "item", "fp32", width // 4) as writer:
         for start in range(0, rows, _CHUNK):
-            writer.append(rng.random((min(_CHUNK, rows - start), width // 4), np.float32))
-        manifest = ReleaseManifest("bench", str(width), "2026-01-01T00:00:00Z", (writer.finish(),))
+            values = rng.random((min(_CHUNK, rows - start), width // 4), np.float32)
+            if isinstance(writer, SparsePageWriter):
+                writer.append(rng.integers(-(2**63), 2**63, len(values), np.int64), values)
+            else:
+                writer.append(values)
+        manifest = ReleaseManifest("bench", kind, "2026-01-01T00:00:00Z", (writer.finish(),))
     (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     return manifest
 
@@ -130,7 +140,7 @@ class Sides:
 
 
 def measure_fetches(sides: Sides, size: int, per_block: int, blocks: int, rng: np.random.Generator) -> dict[str, float]:
-    """Milliseconds of each side for one fetch of `size` ids, and its wall time over the server's CPU time."""
+    """Milliseconds of each side for one fetch of `size` ids, and of the server's CPU for one of ours."""
 
     def ids() -> NDArray[np.int64]:
         return rng.permutation(np.unique(rng.integers(0, len(sides.rows), size + size // 8)))[:size]
@@ -140,31 +150,32 @@ def measure_fetches(sides: Sides, size: int, per_block: int, blocks: int, rng: n
         if not np.array_equal(fetch(some), sides.rows[some]):
             raise SystemExit(f"{name} gives wrong rows")
     wall: dict[str, list[float]] = {name: [] for name in sides.all()}
-    over_server: list[float] = []
+    cpu: list[float] = []
     for _ in range(blocks):
         for name, fetch in sides.all().items():
             batches = [ids() for _ in range(per_block)]
-            server, began = sides.server_seconds(), time.perf_counter()
+            before = sides.server_seconds()
             for batch in batches:
+                began = time.perf_counter()
                 fetch(batch)
-            elapsed = time.perf_counter() - began
-            wall[name].append(elapsed / per_block * 1e3)
+                wall[name].append(time.perf_counter() - began)
             if name == "fetch":
-                over_server.append(elapsed / (sides.server_seconds() - server))
-    figures = {f"{name}_ms.{size}": statistics.median(values) for name, values in wall.items()}
-    return figures | {f"wall_vs_server_cpu.{size}": statistics.median(over_server)}
+                cpu.append((sides.server_seconds() - before) / per_block)
+    figures = {f"{name}_ms.{size}": statistics.median(values) * 1e3 for name, values in wall.items()}
+    figures[f"server_cpu_ms.{size}"] = statistics.median(cpu) * 1e3
+    return figures
 
 
 def run(options: argparse.Namespace) -> dict[str, float]:
     figures: dict[str, float] = {}
-    for width in WIDTHS:
+    for kind, width in WIDTHS.items():
         with tempfile.TemporaryDirectory() as name, redis_server(Path(name)) as socket:
             bundle = Path(name) / "bundle"
-            manifest = write_bundle(bundle, options.rows, width)
+            manifest = write_bundle(bundle, options.rows, kind)
             with redis.Redis(unix_socket_path=str(socket)) as client, open_backend(f"redis+unix://{socket}") as backend:
                 ratio = measure_memory(client, backend, bundle, options.rows * width)
-                figures[f"bytes_per_row_ratio.{width}"] = ratio
-                if width == FETCHED_WIDTH:
+                figures[f"bytes_per_row_ratio.{kind}"] = ratio
+                if kind == FETCHED:
                     sides = Sides(backend, manifest, socket, bundle / "tables" / "item.pages")
                     rng = np.random.default_rng(0)
                     for size, per_block in BATCHES.items():
@@ -173,23 +184,26 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         ratios = {size: figures[f"{peer}_ms.{size}"] / figures[f"fetch_ms.{size}"] for size in BATCHES}
         figures |= {f"fetch_vs_{peer}.{size}": ratio for size, ratio in ratios.items()}
         figures[f"fetch_vs_{peer}"] = min(ratios.values())
-    figures["wall_vs_server_cpu"] = max(figures[f"wall_vs_server_cpu.{size}"] for size in BATCHES)
+    over = {size: figures[f"fetch_ms.{size}"] / figures[f"server_cpu_ms.{size}"] for size in BATCHES}
+    figures |= {f"wall_vs_server_cpu.{size}": ratio for size, ratio in over.items()}
+    figures["wall_vs_server_cpu"] = max(over.values())
     return figures
 
 
 def show(figures: dict[str, float], rows: int) -> None:
     console = Console()
-    table = Table("ids", "fetch ms", "mget ms", "pipeline ms", "× mget", "× pipeline", "wall / server's CPU")
+    names = ("fetch_ms", "server_cpu_ms", "mget_ms", "pipeline_ms")
+    ratios = ("fetch_vs_mget", "fetch_vs_pipeline", "wall_vs_server_cpu")
+    table = Table("ids", "fetch", "its CPU", "mget", "pipeline", "× mget", "× pipeline", "wall / CPU")
     for size in BATCHES:
-        milliseconds = [figures[f"{name}_ms.{size}"] for name in ("fetch", "mget", "pipeline")]
-        ratios = [figures[f"{name}.{size}"] for name in ("fetch_vs_mget", "fetch_vs_pipeline", "wall_vs_server_cpu")]
-        table.add_row(f"{size:,}", *(f"{value:.2f}" for value in milliseconds + ratios))
-    table.title = f"random rows of {FETCHED_WIDTH} bytes out of {rows:,}"
+        table.add_row(f"{size:,}", *(f"{figures[f'{name}.{size}']:.2f}" for name in (*names, *ratios)))
+    table.title = f"random rows of {WIDTHS[FETCHED]} bytes out of {rows:,}: ms, and ratios"
+    table.caption = "its CPU: of the server's main thread, for one fetch of ours"
     console.print(table)
     memory = Table("bytes a row", "Redis bytes a row", "ratio", title=f"{rows:,} rows in Redis")
-    for width in WIDTHS:
-        ratio = figures[f"bytes_per_row_ratio.{width}"]
-        memory.add_row(str(width), f"{ratio * width:.1f}", f"{ratio:.3f}")
+    for kind, width in WIDTHS.items():
+        ratio = figures[f"bytes_per_row_ratio.{kind}"]
+        memory.add_row(kind.replace("_", " ids, "), f"{ratio * width:.1f}", f"{ratio:.3f}")
     console.print(memory)
 
 

@@ -19,10 +19,14 @@ from embedding_store.errors import StoreUnavailable
 from embedding_store.lookup import FOUND, UNAVAILABLE
 from embedding_store.open import open_backend
 from embedding_store.publish import publish
-from embedding_store.redis_keys import page_key
+from embedding_store.redis_cluster import ClusterReader
+from embedding_store.redis_keys import Record, page_key
+from embedding_store.redis_read import RedisReader
 from embedding_store.redis_slots import SLOTS, page_slots, redirection, slot_map
+from embedding_store.redis_url import parse_redis_url
 from tests.embedding_store.bundles import Bundle, TestTable, make_bundle
 from tests.redis_cluster import RedisCluster
+from tests.redis_server import RedisServer
 
 ROWS, DIM = 6000, 16  # 128 rows a page: 47 pages
 SECONDS = 5.0  # within which service must resume
@@ -280,6 +284,19 @@ def test_a_slot_that_nobody_serves_for_a_moment(cluster: RedisCluster, bundle: B
     helper.start()
     assert fetch_all(backend, bundle, timeout=10).error is None
     helper.join()
+
+
+def test_a_url_of_the_other_kind_is_told(cluster: RedisCluster, bundle: Bundle, redis_server: RedisServer) -> None:
+    node = cluster.nodes[0]
+    record = Record(namespace(bundle.manifest), bundle.manifest)
+    batch = batch_of(bundle.manifest, {"item": np.arange(ROWS)})
+    with RedisReader(parse_redis_url(node.tcp_url)) as reader:
+        error = str(reader.fetch(record, batch).error)
+        assert "it is a node of a cluster: the store URL must be redis+cluster://" in error
+    with ClusterReader(parse_redis_url(f"redis+cluster://127.0.0.1:{redis_server.port}")) as cluster_reader:
+        fetched = cluster_reader.fetch(record, batch)
+        assert (fetched.status == UNAVAILABLE).all()
+        assert "answered: ERR This instance has cluster support disabled" in str(fetched.error)
 
 
 def test_a_cluster_that_is_gone(cluster: RedisCluster, bundle: Bundle) -> None:
