@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import queue
+import threading
 import time
 from collections.abc import Mapping
 from typing import TypeVar
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from embedding_store.client_address import parse_address
 from embedding_store.client_calls import Call, Exchange, SidecarCalls, simple
 from embedding_store.client_connection import Connection
-from embedding_store.client_failures import explained
+from embedding_store.client_failures import Failure, explained
 from embedding_store.errors import StoreUnavailable
 from embedding_store.lookup import EmbeddingLookup, LookupReply
 from embedding_store.release import ReleaseEntry, ReleaseManifest
@@ -38,10 +38,8 @@ class SidecarClient(EmbeddingLookup):
         self._connections = connections
         self._calls = SidecarCalls()
         self._closed = False
-        # Last in, first out: under little load the same few sockets stay warm. None: a socket not opened yet.
-        self._idle: queue.LifoQueue[Connection | None] = queue.LifoQueue()
-        for _ in range(connections):
-            self._idle.put(None)
+        self._turns = threading.Semaphore(connections)
+        self._idle: list[Connection] = []  # last in, first out: under little load the same few stay warm
 
     @property
     def address(self) -> str:
@@ -71,13 +69,8 @@ class SidecarClient(EmbeddingLookup):
     def close(self) -> None:
         """Closes idle sockets; one that is in use closes when its call returns."""
         self._closed = True
-        while True:
-            try:
-                connection = self._idle.get_nowait()
-            except queue.Empty:
-                return
-            if connection is not None:
-                connection.close()
+        while self._idle:
+            self._idle.pop().close()
 
     def _run(self, call: Call[_T], timeout: float | None = None) -> _T:
         seconds = self._timeout if timeout is None else timeout
@@ -85,43 +78,44 @@ class SidecarClient(EmbeddingLookup):
         try:
             exchange = next(call)
             while True:
-                with explained(self.address, seconds):
-                    content = self._exchange(exchange, deadline)
-                exchange = call.send(content)
+                exchange = call.send(self._exchange(exchange, deadline))
         except StopIteration as returned:
             result: _T = returned.value
             return result
+        except Failure as error:
+            raise explained(error, self.address, seconds) from error
 
     def _exchange(self, exchange: Exchange, deadline: float) -> NDArray[np.uint8]:
-        """On a socket of the pool. A kept socket may have died with an earlier sidecar: then once more on a new one,
-        which is safe because nothing that this client asks changes anything."""
-        connection = self._take(deadline)
-        try:
-            if connection is not None:
-                try:
-                    return connection.exchange(exchange, deadline)
-                except ConnectionError:
-                    connection.close()
-            connection = self._connect(deadline)
-            return connection.exchange(exchange, deadline)
-        finally:
-            self._give_back(connection)
-
-    def _take(self, deadline: float) -> Connection | None:
         if self._closed:
             raise StoreUnavailable(f"{self.address}: this client was closed")
         wait = max(0.0, deadline - time.monotonic())
+        if not self._turns.acquire(timeout=wait):
+            raise StoreUnavailable(f"{self.address}: all {self._connections} connections were busy for {wait:.3f} s")
         try:
-            return self._idle.get(timeout=wait)
-        except queue.Empty:
-            message = f"{self.address}: all {self._connections} connections were busy for {wait:.3f} s"
-            raise StoreUnavailable(message) from None
+            return self._on_connection(exchange, deadline)
+        finally:
+            self._turns.release()
 
-    def _give_back(self, connection: Connection | None) -> None:
-        if connection is not None and (self._closed or not connection.usable):
-            connection.close()
-            connection = None
-        self._idle.put(connection)
+    def _on_connection(self, exchange: Exchange, deadline: float) -> NDArray[np.uint8]:
+        """A kept connection may have died with an earlier sidecar: then once more on a new one, which is safe because
+        nothing that this client asks changes anything."""
+        try:
+            kept = self._idle.pop()
+        except IndexError:
+            return self._on(self._connect(deadline), exchange, deadline)
+        try:
+            return self._on(kept, exchange, deadline)
+        except ConnectionError:
+            return self._on(self._connect(deadline), exchange, deadline)
+
+    def _on(self, connection: Connection, exchange: Exchange, deadline: float) -> NDArray[np.uint8]:
+        try:
+            return connection.exchange(exchange, deadline)
+        finally:
+            if connection.usable and not self._closed:
+                self._idle.append(connection)
+            else:
+                connection.close()
 
     def _connect(self, deadline: float) -> Connection:
         connection = Connection(self._address, deadline)

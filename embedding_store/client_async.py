@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from embedding_store.client_address import parse_address
 from embedding_store.client_async_connection import AsyncConnection, connect
 from embedding_store.client_calls import Call, Exchange, SidecarCalls, simple
-from embedding_store.client_failures import explained
+from embedding_store.client_failures import Failure, explained
 from embedding_store.errors import StoreUnavailable
 from embedding_store.lookup import LookupReply
 from embedding_store.release import ReleaseEntry, ReleaseManifest
@@ -84,13 +84,14 @@ class AsyncSidecarClient:
         try:
             exchange = next(call)
             while True:
-                with explained(self.address, seconds):
-                    async with asyncio.timeout_at(deadline), self._turns:
-                        content = await self._exchange(exchange, deadline)
+                async with asyncio.timeout_at(deadline), self._turns:
+                    content = await self._exchange(exchange, deadline)
                 exchange = call.send(content)
         except StopIteration as returned:
             result: _T = returned.value
             return result
+        except Failure as error:
+            raise explained(error, self.address, seconds) from error
 
     async def _exchange(self, exchange: Exchange, deadline: float) -> NDArray[np.uint8]:
         """A kept connection may have died with an earlier sidecar: then once more on a new one, which is safe because

@@ -65,21 +65,26 @@ class SidecarCalls:
         request_layout, reply_layout = layouts
         # One copy brings the tables' ids together, writable and contiguous: what the kernel was compiled for.
         asked = np.concatenate(list(ids.values()), dtype=np.int64, casting="same_kind")
-        counts = np.array([len(values) for values in ids.values()], np.int64)
-        distinct, distinct_counts, index = dedupe_tables(asked, counts)
+        asked_counts = [len(values) for values in ids.values()]
+        distinct, distinct_counts, index = dedupe_tables(asked, np.array(asked_counts, np.int64))
+        counts: list[int] = distinct_counts.tolist()
+        places = reply_layout.places(counts)
 
         def request(seconds: float) -> Parts:
-            head = request_layout.head(distinct_counts, seconds - min(_RESERVED_SHARE * seconds, _RESERVED_SECONDS))
+            head = request_layout.head(counts, seconds - min(_RESERVED_SHARE * seconds, _RESERVED_SECONDS))
             opening = b"*2\r\n$9\r\nTR.LOOKUP\r\n$%d\r\n" % (len(head) + distinct.nbytes)
-            return opening + head, distinct.view(np.uint8).data, b"\r\n"
+            return opening + head, distinct.data.cast("B"), b"\r\n"
 
-        payload = yield Exchange(request, reply_layout.places(distinct_counts).bytes)
-        tables, start = {}, 0
-        for table, count, (rows, status) in zip(
-            ids, counts.tolist(), reply_layout.read(payload, distinct_counts), strict=True
+        payload = yield Exchange(request, places.bytes)
+        status = reply_layout.read(payload, counts, places)
+        tables, first, first_asked = {}, 0, 0
+        for table, start, count, width, count_asked in zip(
+            ids, places.starts, counts, reply_layout.row_bytes, asked_counts, strict=True
         ):
-            tables[table] = TableRows(rows, status, index[start : start + count])
-            start += count
+            rows = payload[start : start + count * width].reshape(count, width)
+            last, last_asked = first + count, first_asked + count_asked
+            tables[table] = TableRows(rows, status[first:last], index[first_asked:last_asked])
+            first, first_asked = last, last_asked
         return LookupReply(release, tables)
 
     def _layout(self, release: str, tables: tuple[str, ...]) -> Call[tuple[RequestLayout, ReplyLayout]]:

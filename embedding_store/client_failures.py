@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from embedding_store.client_reply import ErrorReplyError
 from embedding_store.errors import ProtocolError, StoreError, StoreUnavailable
 
+Failure = (ErrorReplyError, ProtocolError, OSError)  # what connections raise
 
-@contextmanager
-def explained(address: str, seconds: float) -> Iterator[None]:
-    """seconds: what the call was given. Raises StoreError's kinds only, for whatever I/O raises."""
-    try:
-        yield
-    except ProtocolError as error:
-        raise ProtocolError(f"{address}: {error}") from error
-    except StoreError:
-        raise
-    except ErrorReplyError as reply:
-        raise type(reply.error)(f"{address}: {reply.error}") from None
-    except TimeoutError as error:
-        raise StoreUnavailable(f"{address}: no answer within {seconds:.3f} s") from error
-    except OSError as error:
-        raise StoreUnavailable(f"{address} cannot be reached: {error.strerror or error}") from error
+
+def explained(error: Exception, address: str, seconds: float) -> StoreError:
+    """error: one of `Failure`; seconds: what the call was given."""
+    if isinstance(error, ErrorReplyError):
+        return type(error.error)(f"{address}: {error.error}")
+    if isinstance(error, ProtocolError):
+        return ProtocolError(f"{address}: {error}")
+    if isinstance(error, StoreUnavailable):  # of this client itself, which named the address
+        return error
+    if isinstance(error, TimeoutError):
+        return StoreUnavailable(f"{address}: no answer within {seconds:.3f} s")
+    return StoreUnavailable(f"{address} cannot be reached: {getattr(error, 'strerror', None) or error}")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +76,7 @@ class RequestLayout:
         )
         self._tables = len(tables)
 
-    def head(self, counts: NDArray[np.int64], timeout: float | None = None) -> bytearray:
+    def head(self, counts: Sequence[int], timeout: float | None = None) -> bytearray:
         """A request up to its ids: the frame is these bytes and then int64 ids, counts[i] of them for the i-th table.
 
         A timeout is sent in whole milliseconds, rounded up; 0 would mean "no limit".
@@ -90,18 +90,16 @@ class RequestLayout:
 
 def encode_request(release: str, ids: Mapping[str, NDArray[np.int64]], timeout: float | None = None) -> bytes:
     """The whole frame. Clients of this package send head and ids apart instead, which saves a copy."""
-    counts = np.array([len(values) for values in ids.values()], np.int64)
-    head = RequestLayout(release, list(ids)).head(counts, timeout)
+    head = RequestLayout(release, list(ids)).head([len(values) for values in ids.values()], timeout)
     return bytes(head) + b"".join(values.astype(_INT64).tobytes() for values in ids.values())
 
 
-@dataclass(frozen=True, slots=True)
-class LookupRequest:
+class LookupRequest(NamedTuple):
     """key: the same for all requests that name the same tables of the same release in the same order; `request_names`
-    reads it. counts: int64 [t]. ids: int64 [Σ counts], a view into the frame. timeout: seconds, None for no limit."""
+    reads it. counts: ids per table. ids: int64 [Σ counts], a view into the frame. timeout: seconds, None: no limit."""
 
     key: bytes
-    counts: NDArray[np.int64]
+    counts: list[int]
     ids: NDArray[np.int64]
     timeout: float | None
 
@@ -113,16 +111,15 @@ def decode_request(frame: bytearray) -> LookupRequest:
     if len(frame) < text_start:
         raise ProtocolError(f"request of {len(frame)} bytes ends inside its directory of {tables} tables")
     directory = np.frombuffer(frame, _WORD, 2 * tables, _HEADER.size)
-    counts = directory[::2].astype(np.int64)
-    total = int(counts.sum())
+    counts: list[int] = directory[::2].tolist()
+    total = sum(counts)
     ids_start = len(frame) - 8 * total
     if ids_start < text_start or ids_start % 8:
         raise ProtocolError(
             f"request of {len(frame)} bytes; header, {tables} tables and {total} ids make {text_start + 8 * total}, "
             "and the names a multiple of 8 besides"
         )
-    lengths = directory[1::2].tobytes()
-    key = release_bytes.to_bytes(2, "little") + lengths + frame[text_start:ids_start]
+    key = release_bytes.to_bytes(2, "little") + directory[1::2].tobytes() + frame[text_start:ids_start]
     ids = np.frombuffer(frame, _INT64, total, ids_start)
     return LookupRequest(key, counts, ids, milliseconds / 1000 if milliseconds else None)
 
@@ -152,11 +149,10 @@ def request_names(request: LookupRequest) -> tuple[str, tuple[str, ...]]:
     return _text(text[:release_bytes]), tables
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyPlaces:
-    """Offsets in one reply's payload. starts: int64 [t], where each table's rows begin."""
+class ReplyPlaces(NamedTuple):
+    """Offsets in one reply's payload. starts: where each table's rows begin."""
 
-    starts: NDArray[np.int64]
+    starts: list[int]
     status: int
     bytes: int  # of the whole payload
 
@@ -167,69 +163,51 @@ class ReplyLayout:
     def __init__(self, release: str, row_bytes: Sequence[int]) -> None:
         name = release.encode()
         self.release = release
-        self._row_bytes = np.array(row_bytes, np.int64)
-        self._head = np.zeros(_HEADER.size + len(row_bytes) * _ENTRY_BYTES + padded(len(name)), np.uint8)
-        fixed = _HEADER.pack(REPLY_MAGIC, len(row_bytes), len(name), 0, 0)
-        self._head[: len(fixed)] = np.frombuffer(fixed, np.uint8)
-        self._directory(self._head)[1::2] = self._row_bytes
-        text = len(self._head) - padded(len(name))
-        self._head[text : text + len(name)] = np.frombuffer(name, np.uint8)
+        self.row_bytes = list(row_bytes)
+        self._head = bytearray(_HEADER.pack(REPLY_MAGIC, len(row_bytes), len(name), 0, 0))
+        self._head += np.array([(0, width) for width in row_bytes], _WORD).tobytes()
+        self._head += name.ljust(padded(len(name)), b"\0")
 
-    def places(self, counts: NDArray[np.int64]) -> ReplyPlaces:
-        """counts: int64 [t], rows of each table."""
-        sizes = (counts * self._row_bytes + 7) & ~7
-        ends = np.cumsum(sizes)
-        status = len(self._head) + (int(ends[-1]) if len(ends) else 0)
-        return ReplyPlaces(len(self._head) + ends - sizes, status, status + padded(int(counts.sum())))
+    def places(self, counts: Sequence[int]) -> ReplyPlaces:
+        """counts: rows of each table."""
+        starts, end = [], len(self._head)
+        for count, width in zip(counts, self.row_bytes, strict=True):
+            starts.append(end)
+            end += (count * width + 7) & ~7
+        return ReplyPlaces(starts, end, end + padded(sum(counts)))
 
-    def prepare(self, payload: NDArray[np.uint8], counts: NDArray[np.int64], places: ReplyPlaces) -> NDArray[np.uint8]:
-        """Writes all of a payload that does not depend on the rows; returns the view for their status, uint8 [n]."""
-        payload[: len(self._head)] = self._head
-        self._directory(payload)[::2] = counts
-        used = places.starts + counts * self._row_bytes
-        for start, end in zip(used.tolist(), [*places.starts.tolist(), places.status][1:], strict=True):
-            if start != end:
-                payload[start:end] = 0
-        end = places.status + int(counts.sum())
-        payload[end:] = 0
-        return payload[places.status : end]
+    def head(self, counts: Sequence[int]) -> bytearray:
+        """A payload up to its rows. All that is not written after that, to `places`, is to be zero."""
+        head = bytearray(self._head)
+        self._directory(head)[::2] = counts
+        return head
 
-    def read(
-        self, payload: NDArray[np.uint8], counts: NDArray[np.int64]
-    ) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-        """Per table (rows uint8 [n, row_bytes], status uint8 [n]), views into `payload`, where `counts` were asked for.
+    def read(self, payload: NDArray[np.uint8], counts: Sequence[int], places: ReplyPlaces) -> NDArray[np.uint8]:
+        """The status of all rows, uint8 [n], a view, where `counts` were asked for.
 
         Raises ProtocolError where the reply is another's.
         """
-        places = self.places(counts)
         if len(payload) != places.bytes:
             raise ProtocolError(f"reply of {len(payload)} bytes; the look-up's answer has {places.bytes}")
-        expected = self._head.copy()
-        self._directory(expected)[::2] = counts
-        if payload[: len(expected)].tobytes() != expected.tobytes():
-            raise self._other_reply(payload[: len(expected)], counts)
-        total = int(counts.sum())
-        status = payload[places.status : places.status + total]
-        if total and status.max() > STALE:
+        found = payload[: len(self._head)].tobytes()
+        if found != self.head(counts):
+            raise self._other_reply(found, counts)
+        status = payload[places.status : places.status + sum(counts)]
+        if len(status) and status.max() > STALE:
             raise ProtocolError(f"reply has a row of status {status.max()}; known are 0 to {STALE}")
-        answer, first = [], 0
-        for start, count, width in zip(places.starts.tolist(), counts.tolist(), self._row_bytes.tolist(), strict=True):
-            rows = payload[start : start + count * width].reshape(count, width)
-            answer.append((rows, status[first : first + count]))
-            first += count
-        return answer
+        return status
 
-    def _directory(self, payload: NDArray[np.uint8]) -> NDArray[np.uint32]:
-        return payload[_HEADER.size : _HEADER.size + len(self._row_bytes) * _ENTRY_BYTES].view(_WORD)
+    def _directory(self, payload: bytes | bytearray) -> NDArray[np.uint32]:
+        return np.frombuffer(payload, _WORD, 2 * len(self.row_bytes), _HEADER.size)
 
-    def _other_reply(self, head: NDArray[np.uint8], counts: NDArray[np.int64]) -> ProtocolError:
+    def _other_reply(self, head: bytes, counts: Sequence[int]) -> ProtocolError:
         try:
-            tables, release_bytes, _ = _read_header(head.tobytes(), REPLY_MAGIC, "reply")
+            tables, release_bytes, _ = _read_header(head, REPLY_MAGIC, "reply")
         except ProtocolError as error:
             return error
         found = self._directory(head).reshape(-1, 2).tolist()[:20]
-        asked = list(zip(counts.tolist(), self._row_bytes.tolist(), strict=True))[:20]
-        name = head[_HEADER.size + len(counts) * _ENTRY_BYTES :].tobytes()
+        asked = list(zip(counts, self.row_bytes, strict=True))[:20]
+        name = head[_HEADER.size + len(counts) * _ENTRY_BYTES :]
         return ProtocolError(
             f"reply of {tables} tables, rows and row bytes {found}, of release {name!r} with {release_bytes} bytes; "
             f"asked: {len(counts)} tables, {asked}, of {self.release}"

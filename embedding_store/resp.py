@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from embedding_store.errors import ProtocolError
 
 MAX_ARGUMENTS = 64
@@ -140,15 +137,13 @@ def mapping(items: dict[str, bytes], version: int) -> bytes:
     return (b"%%%d\r\n" % len(items) if version == 3 else b"*%d\r\n" % (2 * len(items))) + body
 
 
-def bulk_buffer(length: int) -> tuple[memoryview, NDArray[np.uint8]]:
-    """A bulk string to be filled in: the whole of it, and the view of its content, uint8 [length], at a multiple of 8
-    bytes."""
+def bulk_buffer(length: int) -> tuple[bytearray, int]:
+    """A bulk string to be filled in, and where its content begins, `length` bytes of zero."""
     prefix = b"$%d\r\n" % length
-    skipped = -len(prefix) % 8  # numpy's memory begins at a multiple of 16
-    whole = np.empty(skipped + len(prefix) + length + 2, np.uint8)[skipped:]
-    whole[: len(prefix)] = np.frombuffer(prefix, np.uint8)
-    whole[-2:] = (13, 10)
-    return whole.data, whole[len(prefix) : -2]
+    whole = bytearray(len(prefix) + length + 2)
+    whole[: len(prefix)] = prefix
+    whole[-2:] = b"\r\n"
+    return whole, len(prefix)
 
 
 def command(*arguments: bytes) -> bytes:

@@ -115,7 +115,7 @@ class Commands:
 
     def _lookup(self, session: Session, arguments: Arguments) -> Reply | asyncio.Future[Reply]:
         found = self._lookups.answer(arguments[0])
-        return found if isinstance(found, memoryview) else asyncio.ensure_future(self._guarded(found))
+        return found if isinstance(found, bytearray) else asyncio.ensure_future(self._guarded(found))
 
     def _release_info(self, session: Session, arguments: Arguments) -> asyncio.Future[Reply]:
         """`TR.INFO MODEL@VERSION`, `TR.INFO MODEL` for its active release, `TR.INFO` where only one model is served."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +38,12 @@ class _Plan:
     layout: ReplyLayout
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(NamedTuple):
     """A reply under way. whole: what is sent; status: uint8 [n], the part of it that is counted."""
 
     plan: _Plan
     batch: IdBatch
-    whole: memoryview
+    whole: bytearray
     out: NDArray[np.uint8]
     starts: NDArray[np.int64]
     status: NDArray[np.uint8]
@@ -65,7 +65,7 @@ class Lookups:
         self._stats = stats
         self._plans: dict[bytes, _Plan] = {}
 
-    def answer(self, frame: bytearray) -> memoryview | Coroutine[None, None, memoryview]:
+    def answer(self, frame: bytearray) -> bytearray | Coroutine[None, None, bytearray]:
         """The reply, or the wait for it. Both raise what EmbeddingLookup.lookup raises, and ProtocolError."""
         began = time.perf_counter()
         request = decode_request(frame)
@@ -102,16 +102,20 @@ class Lookups:
             raise ProtocolError(
                 f"the reply would have {places.bytes} bytes; at most {self._max_frame} are sent in one frame"
             )
-        whole, out = resp.bulk_buffer(places.bytes)
-        status = plan.layout.prepare(out, request.counts, places)
-        return _Answer(plan, IdBatch(plan.tables, request.counts, request.ids), whole, out, places.starts, status)
+        whole, start = resp.bulk_buffer(places.bytes)
+        head = plan.layout.head(request.counts)
+        whole[start : start + len(head)] = head
+        out = np.frombuffer(whole, np.uint8, places.bytes, start)
+        status = out[places.status : places.status + len(request.ids)]
+        batch = IdBatch(plan.tables, np.array(request.counts, np.int64), request.ids)
+        return _Answer(plan, batch, whole, out, np.array(places.starts, np.int64), status)
 
     def _begin(self, answer: _Answer) -> Remainder | None:
         return self._store.begin(answer.plan.release, answer.batch, answer.out, answer.starts, answer.status)
 
     async def _in_thread(
         self, request: LookupRequest, began: float, answer: _Answer | None, remainder: Remainder | None
-    ) -> memoryview:
+    ) -> bytearray:
         """answer and remainder: what was begun in the loop, None where nothing was."""
 
         def work() -> _Answer:

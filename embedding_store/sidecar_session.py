@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Reply = bytes | memoryview  # what a transport writes as it is
+Reply = bytes | bytearray  # what a transport writes as it is
 Arguments = list[bytearray]  # after the command's name
 
 

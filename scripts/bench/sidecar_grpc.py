@@ -83,13 +83,15 @@ class Answers:
             self._plans[request.key] = release, places, layout
         release, tables, layout = self._plans[request.key]
         places = layout.places(request.counts)
-        payload = np.empty(places.bytes, np.uint8)
-        status = layout.prepare(payload, request.counts, places)
-        batch = IdBatch(tables, request.counts, request.ids)
-        misses = self._store.begin(release, batch, payload, places.starts, status)
+        head, payload = layout.head(request.counts), bytearray(places.bytes)
+        payload[: len(head)] = head
+        out = np.frombuffer(payload, np.uint8)
+        status = out[places.status : places.status + len(request.ids)]
+        batch = IdBatch(tables, np.array(request.counts, np.int64), request.ids)
+        misses = self._store.begin(release, batch, out, np.array(places.starts, np.int64), status)
         if misses is not None:
             self._store.finish(misses, timeout=request.timeout)
-        return payload.tobytes()
+        return bytes(payload)
 
 
 def serve_in_threads(answers: Answers, socket: str, threads: int) -> None:

@@ -75,6 +75,7 @@ def test_replies() -> None:
     assert resp.error("ERR", "two\r\nlines\n-FAKE") == b"-ERR two lines -FAKE\r\n"
     assert resp.mapping({"a": resp.integer(1)}, 3) == b"%1\r\n$1\r\na\r\n:1\r\n"
     assert resp.mapping({"a": resp.integer(1)}, 2) == b"*2\r\n$1\r\na\r\n:1\r\n"
-    whole, content = resp.bulk_buffer(3)
-    content[:] = (97, 98, 99)
-    assert bytes(whole) == resp.bulk(b"abc") == b"$3\r\nabc\r\n"
+    whole, start = resp.bulk_buffer(3)
+    assert whole == resp.bulk(bytes(3))
+    whole[start : start + 3] = b"abc"
+    assert whole == resp.bulk(b"abc") == b"$3\r\nabc\r\n"

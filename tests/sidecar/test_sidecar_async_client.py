@@ -162,7 +162,8 @@ def test_turned_away_and_passwords(run: Run, start, tmp_path: Path) -> None:  # 
         async with AsyncSidecarClient(process.address, password="correct horse") as client:
             await client.ping()
             async with AsyncSidecarClient(process.address, password="correct horse") as other:
-                with pytest.raises(StoreUnavailable, match="max number of clients reached"):
+                # The sidecar may have closed before the command is written: then the reason is lost.
+                with pytest.raises(StoreUnavailable, match=r"max number of clients reached|cannot be reached"):
                     await other.ping()
             await client.ping()
         await asyncio.sleep(0.2)

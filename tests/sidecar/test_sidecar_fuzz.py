@@ -111,12 +111,12 @@ def test_parser_and_decoder() -> None:
 
 
 def test_commands_gone_wrong(start, release) -> None:  # type: ignore[no-untyped-def]
-    """80,000 commands that are good RESP: each gets one reply, on connections that stay open until they say QUIT."""
+    """100,000 commands that are good RESP: each gets one reply, on connections that stay open until they say QUIT."""
     print(f"seed {SEED + 1}")
     rng = random.Random(SEED + 1)
     process = start()
     before, answered, errors = 0, 0, 0
-    for round_number in range(32):
+    for round_number in range(40):
         with connect(process.socket) as raw:
             for _ in range(10):
                 raw.sendall(b"".join(command(rng) for _ in range(BATCH)))
@@ -127,7 +127,7 @@ def test_commands_gone_wrong(start, release) -> None:  # type: ignore[no-untyped
                 assert not any("internal error" in str(reply) for reply in found)
         if round_number == 3:
             before = resident(process)  # arenas, plans and the like have their size by now
-    assert answered == 80_000
+    assert answered == 100_000
     assert 40_000 < errors < answered
     assert resident(process) - before < MOST_GROWTH
     check(process.client(), release, release.random_ids(np.random.default_rng(0), 200))
@@ -137,7 +137,7 @@ def test_commands_gone_wrong(start, release) -> None:  # type: ignore[no-untyped
 
 
 def test_streams_gone_wrong(start, release) -> None:  # type: ignore[no-untyped-def]
-    """30,000 frames whose RESP itself is broken sooner or later, over 3,000 connections that some peers just drop."""
+    """27,000 frames and more, whose RESP itself is broken sooner or later, on 3,000 connections; some peers just go."""
     print(f"seed {SEED + 2}")
     rng = random.Random(SEED + 2)
     process = start("--max-frame", "64KiB", "--max-connections", "5000")  # refused ones linger for a second
@@ -165,7 +165,7 @@ def test_streams_gone_wrong(start, release) -> None:  # type: ignore[no-untyped-
     check(client, release, release.random_ids(np.random.default_rng(0), 200))
     info = client.info()
     assert info["rejected_connections"] == "0"
-    assert int(info["total_commands_processed"]) > 20_000
+    assert int(info["total_commands_processed"]) > 10_000
     until(lambda: client.info()["connected_clients"] == "1", "all others are gone")
     code, log = process.stop()
     assert code == 0
