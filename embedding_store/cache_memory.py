@@ -156,5 +156,7 @@ def copy(target, to, source, start, size):  # type: ignore[no-untyped-def]
     whole = size & ~7
     for at in range(0, whole, 8):
         store64(target, to + at, load64(source, start + at))
-    for at in range(whole, size):
+    if size & 4:
+        store32(target, to + whole, load32(source, start + whole))
+    for at in range(size & ~3, size):
         target[to + at] = source[start + at]

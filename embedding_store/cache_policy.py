@@ -1,7 +1,7 @@
 """Which entry of a full set makes room: the seam at which another rule is put in.
 
 A policy is two kernels over a set (`cache_set` has its fields): `touch` for an entry that is used, by readers and
-without a lock, and `make_room`, which frees a way for an id that came and gives it its place, by the one writer.
+without a lock, and `make_room`, which chooses the way for an id that came, by the one writer.
 
 lru: the least recently used entry goes, whatever comes.
 
@@ -42,7 +42,7 @@ MOST_ABSENT = 2  # ways of 8: ids that do not exist may take a quarter of the ca
 _MOST_USES = 3
 _ALL = 255
 _DUEL_SETS = 64
-_DUEL_LIMIT = 512  # misses by which one side has to lead before the other can be half way back
+_DUEL_LIMIT = 512  # misses: a longer lead is not remembered, or it would take too long to lose
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -55,10 +55,8 @@ class HotCache:
 
     def tables(self, manifest: ReleaseManifest) -> CachedTables:
         """What `probe` and `insert` want to know of a release, which is in use from now on until it is forgotten."""
-        known = self._live.get(manifest.name)
-        if known is None:
+        while (known := self._live.get(manifest.name)) is None:  # again, if it is forgotten meanwhile
             self.expect([manifest])
-            known = self._live[manifest.name]
         return known
 
     def expect(self, manifests: Iterable[ReleaseManifest]) -> None:
