@@ -56,15 +56,24 @@ def test_version(command: list[str]) -> None:
     assert (result.returncode, result.stdout) == (0, f"torchrank, version {torchrank.__version__}\n")
 
 
-@pytest.mark.parametrize("module", sorted({entry.module for entry in COMMANDS.values()}))
-def test_command_modules_import_only_click_and_the_standard_library(module: str) -> None:
-    source = Path(torchrank.__file__).parent.parent.joinpath(*module.split(".")).with_suffix(".py")
+COMMAND_FILES = sorted((Path(torchrank.__file__).parent / "commands").glob("*.py"))
+
+
+@pytest.mark.parametrize("source", COMMAND_FILES, ids=lambda path: path.stem)
+def test_command_modules_import_only_click_the_standard_library_and_each_other(source: Path) -> None:
     allowed = {"click", *sys.stdlib_module_names}
     for node in ast.parse(source.read_text()).body:
         if isinstance(node, ast.Import):
             assert {alias.name.partition(".")[0] for alias in node.names} <= allowed, ast.unparse(node)
         elif isinstance(node, ast.ImportFrom):
-            assert (node.module or "").partition(".")[0] in allowed, ast.unparse(node)
+            module = node.module or ""
+            sibling = module.startswith("torchrank.commands.")
+            assert sibling or module.partition(".")[0] in allowed, ast.unparse(node)
+
+
+def test_every_command_is_in_one_of_these_files() -> None:
+    modules = {f"torchrank.commands.{source.stem}" for source in COMMAND_FILES}
+    assert {entry.module for entry in COMMANDS.values()} <= modules
 
 
 @pytest.mark.parametrize("name", COMMANDS)

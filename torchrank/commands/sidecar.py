@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from torchrank.commands.store import store_option
+
 if TYPE_CHECKING:
     import ssl
 
@@ -15,7 +17,7 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--store", metavar="URL", required=True, help="memmap://DIR, redis://HOST:PORT/DB, redis+unix:///PATH.")
+@store_option
 @click.option("--socket", type=_FILE, help="Listen on this unix socket.")
 @click.option("--socket-mode", default="660", show_default=True, help="Rights of the socket's file, octal.")
 @click.option("--listen", metavar="HOST:PORT", help="Listen on TCP, also or instead; port 0: any free one.")

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from embedding_store.releases import ReleaseState
 
 store_option = click.option(
-    "--store", metavar="URL", required=True, help="memmap://DIR, redis://HOST:PORT/DB, redis+unix:///PATH."
-)
+    "--store", metavar="URL", required=True,
+    help="memmap://DIR, redis://HOST:PORT/DB, rediss:// over TLS, redis+unix:///PATH, redis+cluster://HOST:PORT,…",
+)  # fmt: skip
 
 
 @click.command()
