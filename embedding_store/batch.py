@@ -88,8 +88,14 @@ def row_starts(batch: IdBatch, widths: NDArray[np.int64]) -> NDArray[np.int64]:
 
     widths: int64, bytes of a row by the table's place in the manifest.
     """
-    starts = np.zeros(len(batch.counts) + 1, np.int64)
-    np.cumsum(batch.counts * widths[batch.tables], out=starts[1:])
+    return _row_starts(batch.tables, batch.counts, widths)
+
+
+@njit(cache=True, nogil=True)
+def _row_starts(tables: NDArray[np.int64], counts: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int64]:
+    starts = np.zeros(len(counts) + 1, np.int64)
+    for k in range(len(counts)):
+        starts[k + 1] = starts[k] + counts[k] * widths[tables[k]]
     return starts
 
 
