@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SLOTS = 16384
 _SLACK = 1.05  # in what the message asks for: what is in use changes while it is read
 _WHILE_WRITING = 2 << 20  # bytes: replies that the publisher has not read yet, and the server's own buffers
-_COMMANDS = "select get set exists unlink del pttl hget hset hdel hexists hgetall hkeys hvals eval time info ping"
+_COMMANDS = "get set exists unlink del pttl hget hset hdel hexists hgetall hkeys hvals eval time info ping"
 
 
 @dataclass(frozen=True, slots=True)
