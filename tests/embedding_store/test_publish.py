@@ -156,7 +156,7 @@ def test_of_two_processes_that_publish_and_activate_one_wins(kind: str, url_of: 
 
 
 def test_a_second_publisher_of_the_same_bundle_is_told(backend: Backend, bundle: Bundle) -> None:
-    with backend.writer(bundle.manifest), pytest.raises(ReleaseConflict, match=r"another publisher.* is writing demo@1"):
+    with backend.writer(bundle.manifest), pytest.raises(ReleaseConflict, match=r"publisher.* is writing demo@1"):
         publish(bundle.folder, backend)
     publish(bundle.folder, backend)
 
