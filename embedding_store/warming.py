@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedding_store.backend import Backend
 from embedding_store.batch import IdBatch
 from embedding_store.cache_owners import CachedTables
 from embedding_store.hot_cache import HotCache
-from embedding_store.lookup import FOUND
 from embedding_store.release import ReleaseManifest
 
 _CHUNK = 8192  # ids per fetch
@@ -35,12 +35,16 @@ def warm(backend: Backend, cache: HotCache, manifest: ReleaseManifest, cached: C
 
 
 def _load(
-    backend: Backend, cache: HotCache, manifest: ReleaseManifest, cached: CachedTables, table: str, ids: np.ndarray
+    backend: Backend,
+    cache: HotCache,
+    manifest: ReleaseManifest,
+    cached: CachedTables,
+    table: str,
+    ids: NDArray[np.int64],
 ) -> None:
     place = np.array([manifest.places[table]], np.int64)
     batch = IdBatch(place, np.array([len(ids)], np.int64), ids)
     fetched = backend.fetch(manifest.name, batch)
     if fetched.error is not None:
         raise fetched.error
-    fetched.status[fetched.status != FOUND] = 255  # an absent id in a hot list is no reason to keep it
     cache.insert(cached, batch, fetched.rows, fetched.status, warming=True)
