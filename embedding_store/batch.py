@@ -133,3 +133,28 @@ def copy_rows(  # type: ignore[no-untyped-def]
                 for byte in range(width):
                     out[target + byte] = rows[source + byte]
             i += 1
+
+
+@njit(cache=True, nogil=True)
+def place_rows(  # type: ignore[no-untyped-def]
+    rows, status, tables, counts, widths, positions, whole_counts, starts, out, out_status
+):
+    """What was fetched for `batch.select(positions)`, to where the look-up of the whole batch wants it.
+
+    rows, status, tables, counts: of the selection, rows one after another; whole_counts: of the whole batch, whose
+    rows of table k begin at starts[k] in `out`. Every status is written, a row where it is FOUND; returns how many are.
+    """
+    found = i = source = first = 0
+    for k in range(len(tables)):
+        width = widths[tables[k]]
+        for _ in range(counts[k]):
+            out_status[positions[i]] = status[i]
+            if status[i] == FOUND:
+                target = starts[k] + (positions[i] - first) * width
+                for byte in range(width):
+                    out[target + byte] = rows[source + byte]
+                found += 1
+            source += width
+            i += 1
+        first += whole_counts[k]
+    return found

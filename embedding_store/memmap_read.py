@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_store.batch import FetchedRows, IdBatch
+from embedding_store.batch import FetchedRows, IdBatch, row_starts
 from embedding_store.errors import StoreUnavailable
 from embedding_store.mapped_rows import COLUMNS, FILE, WIDTH, fetch_rows
 from embedding_store.release import ReleaseManifest, TableInfo
@@ -40,7 +40,7 @@ class MappedTables:
 
     def fetch(self, batch: IdBatch) -> FetchedRows:
         """See `Backend.fetch`; without a time limit, because reading mapped memory cannot be interrupted."""
-        rows = np.empty(int(batch.counts @ self._widths[batch.tables]), np.uint8)
+        rows = np.empty(row_starts(batch, self._widths)[-1], np.uint8)
         status = np.empty(len(batch.ids), np.uint8)
         lost = self._read(batch, rows, status)
         if lost < 0:

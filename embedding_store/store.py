@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.backend import Backend
-from embedding_store.batch import FetchedRows, IdBatch, batch_of, copy_rows, row_offsets, row_starts
+from embedding_store.batch import FetchedRows, IdBatch, batch_of, place_rows, row_starts
 from embedding_store.cache_owners import TableStats
 from embedding_store.dedupe import dedupe_tables
 from embedding_store.degrade import DegradePolicy
@@ -133,15 +133,12 @@ class EmbeddingStore(EmbeddingLookup):
         serving = self._serving(misses.release)
         wanted, widths = misses.batch.select(misses.positions), serving.view.widths
         fetched = serving.fetch(wanted, timeout)
-        copy_rows(
-            fetched.rows, fetched.status,
-            row_offsets(wanted.tables, wanted.counts, widths, row_starts(wanted, widths)), np.arange(len(wanted.ids)),
-            wanted.tables, wanted.counts, widths,
-            misses.positions, misses.out, misses.status,
-            row_offsets(misses.batch.tables, misses.batch.counts, widths, misses.starts),
+        found = place_rows(
+            fetched.rows, fetched.status, wanted.tables, wanted.counts, widths,
+            misses.positions, misses.batch.counts, misses.starts, misses.out, misses.status,
         )  # fmt: skip
-        missing = misses.positions[fetched.status != FOUND]
-        if len(missing):
+        if found < len(wanted.ids):
+            missing = misses.positions[fetched.status != FOUND]
             serving.view.fill_defaults(misses.batch, missing, misses.out, misses.starts)
         if fetched.error is not None:
             unavailable = misses.positions[fetched.status == UNAVAILABLE]

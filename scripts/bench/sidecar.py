@@ -3,7 +3,7 @@
     python scripts/bench/sidecar.py [--store memmap|redis] [--json]
     python scripts/bench/sidecar.py --rss [--store memmap|redis] [--json]     only: memory, minutes
 
-One client over a unix socket; sidecar and gRPC take turns request by request, so that whatever else the machine does
+One client over a unix socket; sidecar and gRPC take turns every 20 requests, so that whatever else the machine does
 meets both. Hot rows are in the cache after warming; each id is one of them with probability --hit-rate. Then --clients
 processes at once, each as fast as it is answered, for one server after the other.
 
@@ -43,6 +43,7 @@ from scripts.bench.sidecar_store import (
     store_url,
 )
 
+_TURN = 20  # requests to one side, then to the other: one alone would find the processor busy with the other's rest
 HAS_GRPC = importlib.util.find_spec("grpc") is not None
 
 
@@ -51,11 +52,12 @@ def measure(
 ) -> dict[str, NDArray[np.float64]]:
     """Seconds per request of each side, without the first `warmup`."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for request in requests:
+    for first in range(0, len(requests), _TURN):
         for name, lookup in sides.items():
-            began = time.perf_counter()
-            lookup.lookup(RELEASE, request)
-            seconds[name].append(time.perf_counter() - began)
+            for request in requests[first : first + _TURN]:
+                began = time.perf_counter()
+                lookup.lookup(RELEASE, request)
+                seconds[name].append(time.perf_counter() - began)
     return {name: np.array(values[warmup:]) for name, values in seconds.items()}
 
 
