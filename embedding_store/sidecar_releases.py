@@ -11,9 +11,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
-import secrets
-import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +20,7 @@ import msgspec
 import numpy as np
 
 from embedding_store.errors import StoreError
+from embedding_store.holding import PIN_SECONDS, owner_name
 from embedding_store.release import ReleaseEntry, ReleaseManifest
 from embedding_store.served import ServedLookup
 
@@ -30,7 +28,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 IN_USE_SECONDS = 600.0  # since the last look-up that named a release
-_PIN_SECONDS = 60.0  # a pin outlives its sidecar by that much; at least three polls
 
 
 class ServedReleases:
@@ -51,7 +48,7 @@ class ServedReleases:
         self.warmed: dict[str, int] = {}
         self.used: dict[str, float] = {}
         self._before: dict[str, str] = {}  # model -> the release that was active before
-        self._owner = f"{socket.gethostname()[:80]}.{os.getpid()}.{secrets.token_hex(4)}"
+        self._owner = owner_name()
         self._held = True
 
     async def follow(self) -> None:
@@ -88,11 +85,11 @@ class ServedReleases:
     async def release_all(self) -> None:
         """The pins end with the process, not a minute later."""
         with contextlib.suppress(StoreError):
-            await self._in_thread(functools.partial(self._store.hold, self._owner, (), _PIN_SECONDS))
+            await self._in_thread(functools.partial(self._store.hold, self._owner, (), PIN_SECONDS))
 
     async def _hold(self, active: Iterable[str]) -> None:
         """Pins what is in use. Where that fails (a user who may only read) the sidecar serves all the same."""
-        seconds = max(_PIN_SECONDS, 3 * self._poll_seconds)
+        seconds = max(PIN_SECONDS, 3 * self._poll_seconds)
         try:
             await self._in_thread(
                 functools.partial(self._store.hold, self._owner, self._in_use() | set(active), seconds)

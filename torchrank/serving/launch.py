@@ -11,6 +11,7 @@ from pathlib import Path
 
 from embedding_store.client import SidecarClient
 from embedding_store.degrade import DegradePolicy
+from embedding_store.holding import Hold
 from embedding_store.lookup import EmbeddingLookup
 from embedding_store.open import open_store
 from embedding_store.store import EmbeddingStore
@@ -51,7 +52,8 @@ def launch(options: Options, announce: Callable[[str], None]) -> None:
     with ExitStack() as resources:
         lookup = resources.enter_context(_open_lookup(options))
         scorer = Scorer(options.bundle, lookup, variant=options.variant, threads=options.threads, spin=options.spin)
-        if isinstance(lookup, EmbeddingStore):  # a sidecar warms its own
+        if isinstance(lookup, EmbeddingStore):  # a sidecar pins and warms its own
+            resources.enter_context(Hold(lookup.backend, [scorer.release]))
             lookup.warm(scorer.release)
         metrics = ServiceMetrics(scorer.release)
         transform = FeatureTransform(scorer.manifest.features)
