@@ -166,8 +166,8 @@ class MemmapBackend(Backend):
             return self._pins.by_release()
 
     def take_out(self, stored: Stored) -> None:
-        self._manifests.pop(stored.release, None)
         self._shelf.take_out(stored)
+        self.forget(stored.release)
 
     def erase(self, stored: Stored) -> Iterator[int]:
         return self._shelf.erase(stored)

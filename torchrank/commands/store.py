@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ def publish(bundle: Path, store: str, activates: bool, rate_limit: str | None) -
     from embedding_store.open import open_backend
 
     bytes_per_second = None if rate_limit is None else parse_size(rate_limit)
+    began = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with open_backend(store) as backend:
         console = Console(stderr=True)
@@ -57,7 +59,8 @@ def publish(bundle: Path, store: str, activates: bool, rate_limit: str | None) -
             else:
                 manifest = publishing.publish(bundle, backend, bytes_per_second=bytes_per_second, progress=show)
         size = sum(table.bytes + table.ids_bytes for table in manifest.tables)
-        click.echo(f"{manifest.name}: {len(manifest.tables)} tables, {size:,} bytes, verified in {backend.address}")
+        tables, took = f"{len(manifest.tables)} tables, {size:,} bytes", f"{time.monotonic() - began:.1f} s"
+        click.echo(f"{manifest.name}: {tables}, verified in {backend.address}; {took}")
         if activates:
             click.echo(_activated(manifest.name, before))
         else:
