@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.buckets import bucket_bounds
-from embedding_store.pages import open_pages
 from embedding_store.release import TableInfo
-from embedding_store.sparse_pages import bucket_runs
-
-CHUNK_BYTES = 1 << 20  # a few of them are in memory at a time, on both sides
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,9 +27,13 @@ class Chunk:
     ids: NDArray[np.int64]
 
     @property
+    def pages(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
     def end(self) -> int:
         """The page after the last."""
-        return self.first_page + len(self.bounds) - 1
+        return self.first_page + self.pages
 
     @property
     def bytes(self) -> int:
@@ -64,21 +62,6 @@ class Checksum:
         if self._table.sparse and self._ids.hexdigest() != self._table.ids_sha256:
             return f"{self._table.name}.ids"
         return None
-
-
-def read_chunks(folder: Path, table: TableInfo) -> Iterator[Chunk]:
-    """All of a table, in order, out of FOLDER/NAME.pages and NAME.ids. Raises InvalidRelease."""
-    step = max(1, CHUNK_BYTES // (table.page_rows * table.row_bytes))
-    if table.sparse:
-        for run in bucket_runs(folder, table, step):
-            yield Chunk(run.first_bucket, run.first_row, run.bounds, run.rows, run.ids)
-        return
-    no_ids = np.empty(0, np.int64)
-    with open_pages(folder, table) as file:
-        for first_page in range(0, table.pages, step):
-            bounds = page_bounds(table, first_page, min(step, table.pages - first_page))
-            rows = np.fromfile(file, np.uint8, int(bounds[-1]) * table.row_bytes)
-            yield Chunk(first_page, first_page * table.page_rows, bounds, rows.reshape(-1, table.row_bytes), no_ids)
 
 
 def whole_table(table: TableInfo, content: bytes, ids: NDArray[np.int64] | None = None) -> Chunk:

@@ -7,6 +7,7 @@ Layout: `release.TableInfo`. Pages lie one after another without padding, so wri
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_store.chunks import Chunk, page_bounds
 from embedding_store.codec import check_name, check_table, encode_table, page_rows, row_bytes
 from embedding_store.errors import InvalidRelease
 from embedding_store.release import Codec, TableInfo
@@ -91,6 +93,16 @@ def encode_default(table: str, codec: Codec, row: NDArray[np.float32] | None) ->
     if row is None:
         return b""
     return encode_table(f"{table} (default row)", codec, row.reshape(1, -1), range(1)).tobytes()
+
+
+def page_chunks(folder: Path, table: TableInfo, pages_at_once: int) -> Iterator[Chunk]:
+    """All pages of a table of dense ids out of FOLDER/NAME.pages, in their order. Raises InvalidRelease."""
+    no_ids = np.empty(0, np.int64)
+    with open_pages(folder, table) as file:
+        for first_page in range(0, table.pages, pages_at_once):
+            bounds = page_bounds(table, first_page, min(pages_at_once, table.pages - first_page))
+            rows = np.fromfile(file, np.uint8, int(bounds[-1]) * table.row_bytes).reshape(-1, table.row_bytes)
+            yield Chunk(first_page, first_page * table.page_rows, bounds, rows, no_ids)
 
 
 def open_pages(folder: Path, table: TableInfo) -> BufferedReader:

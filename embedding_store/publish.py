@@ -13,14 +13,16 @@ from typing import Protocol
 import msgspec
 
 from embedding_store.backend import Backend, ReleaseWriter, Verified
-from embedding_store.chunks import Checksum, Chunk, read_chunks
+from embedding_store.chunks import Checksum, Chunk
 from embedding_store.codec import check_name, check_table
 from embedding_store.errors import InvalidRelease, ReleaseConflict, StoreUnavailable
 from embedding_store.pace import Pace
-from embedding_store.pages import read_hot
+from embedding_store.pages import page_chunks, read_hot
 from embedding_store.release import ReleaseManifest, TableInfo
 from embedding_store.releases import activate
+from embedding_store.sparse_pages import bucket_chunks
 
+_CHUNK_BYTES = 1 << 20  # a few chunks are in memory at a time, on both sides
 # Between two marks: what an interrupted publication has to do again at most. A mark may cost a sync of the disk.
 _MARKED_BYTES = 64 << 20
 
@@ -51,6 +53,12 @@ def read_release_manifest(bundle: Path) -> ReleaseManifest:
     if len(set(names)) != len(names):
         raise InvalidRelease(f"{path}: a table name occurs twice among {', '.join(sorted(names))}")
     return manifest
+
+
+def read_chunks(folder: Path, table: TableInfo) -> Iterator[Chunk]:
+    """All of a table out of FOLDER/NAME.pages and NAME.ids, in order. Raises InvalidRelease."""
+    pages_at_once = max(1, _CHUNK_BYTES // (table.page_rows * table.row_bytes))
+    return (bucket_chunks if table.sparse else page_chunks)(folder, table, pages_at_once)
 
 
 def publish(

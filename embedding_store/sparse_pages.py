@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.buckets import ID_BYTES, bucket_bounds
+from embedding_store.chunks import Chunk
 from embedding_store.codec import bucket_rows, check_name, check_table, encode_table, row_bytes
 from embedding_store.errors import InvalidRelease
 from embedding_store.pages import check_size, encode_default, open_pages, write_hot
@@ -129,26 +129,7 @@ class SparsePageWriter:
         shutil.rmtree(self._parts)
 
 
-@dataclass(frozen=True, slots=True)
-class BucketRun:
-    """Whole buckets that follow one another, and their rows, which do so in the files too.
-
-    ids: int64 [n]; rows: uint8 [n, row_bytes]; bounds: int64 [b + 1], where in them each bucket begins and the last
-    ends. `encode_buckets(run.ids, run.rows, run.bounds)` makes their strings.
-    """
-
-    first_bucket: int
-    first_row: int
-    ids: NDArray[np.int64]
-    rows: NDArray[np.uint8]
-    bounds: NDArray[np.int64]
-
-    @property
-    def buckets(self) -> int:
-        return len(self.bounds) - 1
-
-
-def bucket_runs(folder: Path, table: TableInfo, buckets_at_once: int) -> Iterator[BucketRun]:
+def bucket_chunks(folder: Path, table: TableInfo, buckets_at_once: int) -> Iterator[Chunk]:
     """All buckets of a table of raw ids out of FOLDER/NAME.ids and FOLDER/NAME.pages, in their order.
 
     Raises InvalidRelease for files of another size than the manifest states, and for ids that are out of order.
@@ -163,7 +144,7 @@ def bucket_runs(folder: Path, table: TableInfo, buckets_at_once: int) -> Iterato
             if bounds[-1] == NOT_THERE or (first + count == table.pages and last != table.rows):
                 raise InvalidRelease(f"{folder / table.name}.ids has ids out of their order: damaged")
             rows = np.fromfile(pages, np.uint8, (last - row) * table.row_bytes).reshape(-1, table.row_bytes)
-            yield BucketRun(first, row, np.array(ids[row:last]), rows, bounds)
+            yield Chunk(first, row, bounds, rows, np.array(ids[row:last]))
             row = last
 
 

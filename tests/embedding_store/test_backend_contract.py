@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from embedding_store.backend import Backend, namespace
-from embedding_store.chunks import read_chunks
 from embedding_store.errors import (
     InvalidRelease,
     ReleaseConflict,
@@ -20,7 +19,7 @@ from embedding_store.errors import (
     UnknownTable,
 )
 from embedding_store.open import open_backend
-from embedding_store.publish import publish
+from embedding_store.publish import publish, read_chunks
 from embedding_store.releases import activate, list_releases, rollback
 from tests.embedding_store.bundles import Bundle, TestTable, check_rows, fetch, make_bundle
 from tests.redis_cluster import RedisCluster

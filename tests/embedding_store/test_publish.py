@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from embedding_store import chunks, redis_writer
 from embedding_store import publish as publishing
+from embedding_store import redis_writer
 from embedding_store.backend import Backend, namespace
 from embedding_store.errors import InvalidRelease, ReleaseConflict, StoreUnavailable
 from embedding_store.open import open_backend
@@ -43,7 +43,7 @@ def backend(request: pytest.FixtureRequest, url_of: StoreUrl) -> Iterator[Backen
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """Of tables with some twenty chunks, each of which is marked when it was verified."""
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16_384)
+    monkeypatch.setattr(publishing, "_CHUNK_BYTES", 16_384)
     monkeypatch.setattr(publishing, "_MARKED_BYTES", 1)
     return make_bundle(tmp_path / "bundle", seed=7, tables=TABLES)
 

@@ -24,7 +24,7 @@ from embedding_store.lookup import ABSENT, FOUND, UNAVAILABLE
 from embedding_store.pages import read_hot
 from embedding_store.release import Codec, TableInfo
 from embedding_store.sparse import NOT_THERE, find_rows, mixed_ids
-from embedding_store.sparse_pages import SparsePageWriter, bucket_runs, map_ids
+from embedding_store.sparse_pages import SparsePageWriter, bucket_chunks, map_ids
 
 EXTREMES = [0, 1, -1, 2**32, 2**63 - 1, -(2**63), -(2**63) + 1]
 SEEDS = range(4)
@@ -138,19 +138,19 @@ def test_what_cannot_be_a_table_is_refused_and_leaves_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("buckets_at_once", [1, 7, 10**6])
-def test_runs_of_buckets_cover_the_table_once(tmp_path: Path, buckets_at_once: int) -> None:
+def test_chunks_of_buckets_cover_the_table_once(tmp_path: Path, buckets_at_once: int) -> None:
     table, ids, encoded = write_table(tmp_path, np.random.default_rng(2), 2000, dim=32)
     row_of = dict(zip(ids.tolist(), encoded, strict=True))
     seen: dict[int, int] = {}  # id -> bucket
     rows = buckets = 0
-    for run in bucket_runs(tmp_path, table, buckets_at_once):
-        assert (run.first_bucket, run.first_row) == (buckets, rows)
-        for bucket in range(run.buckets):
-            for i in range(run.bounds[bucket], run.bounds[bucket + 1]):
-                seen[int(run.ids[i])] = run.first_bucket + bucket
-                np.testing.assert_array_equal(run.rows[i], row_of[int(run.ids[i])])
-        buckets += run.buckets
-        rows += len(run.ids)
+    for chunk in bucket_chunks(tmp_path, table, buckets_at_once):
+        assert (chunk.first_page, chunk.first_row) == (buckets, rows)
+        for bucket in range(chunk.pages):
+            for i in range(chunk.bounds[bucket], chunk.bounds[bucket + 1]):
+                seen[int(chunk.ids[i])] = chunk.first_page + bucket
+                np.testing.assert_array_equal(chunk.rows[i], row_of[int(chunk.ids[i])])
+        buckets += chunk.pages
+        rows += len(chunk.ids)
     assert (buckets, rows) == (table.pages, table.rows)
     assert seen == {key: fmix64(key) * table.pages >> 64 for key in ids.tolist()}
 
@@ -165,16 +165,16 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
         path.write_bytes(ids.tobytes())
         for at_once in (1, 10, 10**6):
             with pytest.raises(InvalidRelease, match=r"item.ids has ids out of their order: damaged"):
-                list(bucket_runs(tmp_path, table, at_once))
+                list(bucket_chunks(tmp_path, table, at_once))
     path.write_bytes(whole[:-8])
     with pytest.raises(
         InvalidRelease, match=rf"item.ids has {len(whole) - 8} bytes; {table.rows} ids take {len(whole)}"
     ):
-        list(bucket_runs(tmp_path, table, 10))
+        list(bucket_chunks(tmp_path, table, 10))
     path.write_bytes(whole)
     (tmp_path / "item.pages").unlink()
     with pytest.raises(InvalidRelease, match=r"cannot read .*item.pages: No such file"):
-        list(bucket_runs(tmp_path, table, 10))
+        list(bucket_chunks(tmp_path, table, 10))
 
 
 def test_a_bucket_is_its_count_its_ids_and_its_rows() -> None:
