@@ -32,6 +32,8 @@ class ClusterReader(PageReader):
     def __init__(self, address: RedisAddress) -> None:
         super().__init__(address)
         self._topology = Topology(address)
+        nothing = np.empty(0, np.int64)
+        page_slots(nothing, nothing, np.frombuffer(b"", np.uint8), nothing, nothing)  # see `compile_kernels`
 
     def nodes(self) -> Sequence[NodeStats]:
         return self._topology.stats()
@@ -95,6 +97,8 @@ class ClusterFetch:
         self, commands: Commands, host: Host, tries: int, *, of_replica: bool = False, asking: bool = False
     ) -> Talk[None]:
         node = self._topology.node(host)
+        if tries:
+            self._fetch.ask_again(commands)
         try:
             refusals = yield from node.ask(self._fetch, commands, self._limit, asking=asking)
         except StoreUnavailable as unavailable:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from embedding_store.batch import FetchedRows, IdBatch, row_starts
+from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.buckets import buckets_of
 from embedding_store.errors import StoreUnavailable
 from embedding_store.lookup import ABSENT, UNAVAILABLE
 from embedding_store.redis_keys import Record, page_key
 from embedding_store.redis_wire import LOST, PAGE_ROWS, PAGES, REFUSED, ROW_BYTES, ROWS, SPARSE, WAITING, decode, encode
+from embedding_store.release import ReleaseManifest, TableInfo
 
 Decoded = tuple[int, int, int, bool]
 
@@ -31,12 +34,13 @@ class PageKeys:
         self.ends = np.cumsum([0, *map(len, prefixes)])
         described = [[table.rows, table.page_rows, table.row_bytes, table.sparse, table.pages] for table in tables]
         self.geometry = np.array(described, np.int64).reshape(-1, 5)
+        self.widths = self.geometry[:, ROW_BYTES].copy()
 
 
 @njit(cache=True, nogil=True)
-def _locate(tables, counts, ids, geometry, starts, status, targets, command_tables, pages, begins, members):  # type: ignore[no-untyped-def]
+def _locate(tables, counts, ids, geometry, status, targets, command_tables, pages, begins, members):  # type: ignore[no-untyped-def]
     """Fills the arrays of PageFetch; returns the number of commands."""
-    first = commands = placed = 0
+    first = commands = placed = target = 0
     for part in range(len(tables)):
         table, last = tables[part], first + counts[part]
         width, sparse = geometry[table, ROW_BYTES], geometry[table, SPARSE]
@@ -46,7 +50,7 @@ def _locate(tables, counts, ids, geometry, starts, status, targets, command_tabl
         for i in range(last - first):
             position = first + (order[i] if sparse else i)
             row = ids[position]
-            targets[position] = starts[part] + (position - first) * width
+            targets[position] = target + (position - first) * width
             if not sparse and not 0 <= row < geometry[table, ROWS]:
                 status[position] = ABSENT
                 continue
@@ -57,6 +61,7 @@ def _locate(tables, counts, ids, geometry, starts, status, targets, command_tabl
                 commands += 1
             members[placed] = position
             placed += 1
+        target += (last - first) * width
         first = last
     begins[commands] = placed
     return commands
@@ -71,19 +76,17 @@ class PageFetch:
 
     def __init__(self, keys: PageKeys, batch: IdBatch) -> None:
         n = len(batch.ids)
-        starts = row_starts(batch, keys.geometry[:, ROW_BYTES])
+        # Copies: kernels are compiled for arrays that may be written to, and these may be views of a frame.
+        tables, counts, self._ids = np.array(batch.tables), np.array(batch.counts), np.array(batch.ids)
         self.keys = keys
-        self.rows = np.empty(starts[-1], np.uint8)
+        self.rows = np.empty(int(counts.dot(keys.widths[tables])), np.uint8)
         self.status = np.empty(n, np.uint8)
-        self.tables, self.pages = np.empty(n, np.int64), np.empty(n, np.int64)
-        self.begins = np.empty(n + 1, np.int64)
-        self._ids = batch.ids
-        self._members, self._targets = np.empty(n, np.int64), np.empty(n, np.int64)
+        self.tables, self.pages, self.begins, self._members, self._targets = np.empty((5, n + 1), np.int64)
         self.size = _locate(
-            batch.tables, batch.counts, batch.ids, keys.geometry, starts, self.status, self._targets, self.tables,
-            self.pages, self.begins, self._members,
+            tables, counts, self._ids, keys.geometry, self.status, self._targets, self.tables, self.pages,
+            self.begins, self._members,
         )  # fmt: skip
-        self.outcome = np.full(self.size, WAITING, np.uint8)
+        self.outcome = np.zeros(self.size, np.uint8)  # WAITING
         self._errors: dict[str, StoreUnavailable] = {}
 
     def all(self) -> NDArray[np.int64]:
@@ -93,6 +96,9 @@ class PageFetch:
         """Those of the commands, int64 [m], that have this outcome so far."""
         chosen: NDArray[np.int64] = commands[self.outcome[commands] == outcome]
         return chosen
+
+    def ask_again(self, commands: NDArray[np.int64]) -> None:
+        self.outcome[commands] = WAITING
 
     def unanswered(self, commands: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the commands that a node has left, or refused."""
@@ -127,9 +133,9 @@ class PageFetch:
         self._errors.setdefault(str(error), error)
 
     def result(self, address: object) -> FetchedRows:
-        lost = self.having(self.all(), LOST)
-        if len(lost):
-            self.fail(self._lost(address, int(lost[0])))
+        lost = self.outcome.tobytes().find(LOST)
+        if lost >= 0:
+            self.fail(self._lost(address, lost))
         errors = list(self._errors.values())
         error = StoreUnavailable("; ".join(map(str, errors))) if len(errors) > 1 else errors[0] if errors else None
         return FetchedRows(self.rows, self.status, error)
@@ -140,3 +146,14 @@ class PageFetch:
             f"{address} has lost page {self.pages[command]} of table {manifest.tables[self.tables[command]].name!r} of "
             f"{manifest.name} (evicted or deleted? maxmemory-policy must be noeviction); publish it again"
         )
+
+
+@cache
+def compile_kernels() -> None:
+    """On a host where they have never run that takes seconds, which no caller's deadline has room for."""
+    table = TableInfo(name="t", rows=1, dim=1, codec="fp32", row_bytes=4, page_rows=1, sha256="")
+    nothing = np.empty(0, np.int64)
+    keys = PageKeys("p", Record("", ReleaseManifest("", "", "", (table,))))
+    fetch, buffer = PageFetch(keys, IdBatch(nothing, nothing, nothing)), np.empty(1, np.uint8)
+    fetch.encode(nothing, 0, 0, False, buffer)
+    fetch.decode(buffer, 0, 0, nothing, 0, False, np.empty((1, 3), np.int64))

@@ -56,12 +56,11 @@ class RedisNode:
     def ask(
         self, fetch: PageFetch, commands: NDArray[np.int64], limit: float, *, asking: bool = False
     ) -> Talk[Refusals]:
-        """Rows of these commands, int64 [m], come into `fetch`; returned are the error replies to others.
+        """Rows of these commands, int64 [m], WAITING, come into `fetch`; returned are the error replies to others.
 
         Raises StoreUnavailable: not reachable, too slow, or its breaker is open. What came before stays.
         """
 
-        fetch.outcome[commands] = WAITING
         tried = False
 
         def exchange(connection: RedisConnection, limit: float) -> Talk[Refusals]:

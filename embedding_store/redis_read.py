@@ -11,7 +11,7 @@ from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.closing import Closing
 from embedding_store.errors import StoreUnavailable
 from embedding_store.redis_connection import tls_context
-from embedding_store.redis_fetch import PageFetch, PageKeys
+from embedding_store.redis_fetch import PageFetch, PageKeys, compile_kernels
 from embedding_store.redis_keys import Record
 from embedding_store.redis_node import RedisNode
 from embedding_store.redis_rights import refusal
@@ -30,6 +30,7 @@ class PageReader(Closing):
 
     def fetch(self, record: Record, batch: IdBatch, *, timeout: float | None = None) -> FetchedRows:
         """See `Backend.fetch`."""
+        compile_kernels()
         fetch = PageFetch(self._keys_of(record), batch)
         if fetch.size:
             limit = time.monotonic() + (self.address.timeout if timeout is None else timeout)

@@ -1,6 +1,6 @@
 """Rows fetched out of Redis beside redis-py with hiredis, and the memory that they take there.
 
-    python scripts/bench/store.py [--rows 1000000] [--blocks 40] [--json]
+    python scripts/bench/store.py [--rows 1000000] [--blocks 20] [--json]
 
 Random rows of 128 bytes, 1,024 and 10,000 distinct ids at a time, over a unix socket to a redis-server of the
 benchmark's own, in turns: this store's fetch; `mget`, one key per row (`item:ID`, in a database of its own); and
@@ -42,7 +42,7 @@ from embedding_store.sparse_pages import SparsePageWriter
 # Bytes of a row, by the name of what is measured.
 WIDTHS = {"32": 32, "64": 64, "128": 128, "256": 256, "sparse_128": 128}
 FETCHED = "128"
-BATCHES = {1024: 20, 10_000: 3}  # ids of a fetch: fetches of a block
+BATCHES = {1024: 60, 10_000: 6}  # ids of a fetch: fetches of a block
 _CHUNK = 50_000  # rows
 
 Fetch = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
@@ -210,7 +210,7 @@ def show(figures: dict[str, float], rows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--blocks", type=int, default=40, help="of fetches, for each side and number of ids")
+    parser.add_argument("--blocks", type=int, default=20, help="of fetches, for each side and number of ids")
     parser.add_argument("--json", action="store_true", help="one JSON object after the tables")
     options = parser.parse_args()
     figures = run(options)
