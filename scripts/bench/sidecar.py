@@ -164,6 +164,7 @@ def show_memory(found: dict[str, float], store: str) -> None:
     table.add_row("resident at the end (peak)", f"{mib['resident_bytes']} ({mib['peak_resident_bytes']})")
     table.add_row("… its own (peak)", f"{mib['anonymous_bytes']} ({mib['peak_anonymous_bytes']})")
     table.add_row("… pages of mapped files, libraries among them", mib["mapped_bytes"])
+    table.add_row("peak beyond the cache (its own)", f"{mib['above_cache_bytes']} ({mib['own_above_cache_bytes']})")
     Console().print(table)
 
 
@@ -185,12 +186,13 @@ def main() -> None:
     parser.add_argument("--rss-rows", type=int, default=6_250_000, help="of each table")
     parser.add_argument("--rss-lookups", type=int, default=1_000_000)
     parser.add_argument("--rss-ids", type=int, default=60, help="in one look-up, over all tables")
+    parser.add_argument("--rss-zipf", type=float, default=1.05, help="exponent of the ids' distribution")
     parser.add_argument("--json", action="store_true", help="one JSON object after the table")
     options = parser.parse_args()
     if options.rss:
         found = measure_memory(
             options.store, Shape(options.tables, options.rss_rows, options.dim, 0), cache_bytes=256 << 20,
-            lookups=options.rss_lookups, ids=options.rss_ids, exponent=0.9, clients=2,
+            lookups=options.rss_lookups, ids=options.rss_ids, exponent=options.rss_zipf, clients=2,
         )  # fmt: skip
         show_memory(found, options.store)
         result: dict[str, object] = {"store": options.store, "rss": found}

@@ -49,7 +49,8 @@ def measure_memory(
                 "mapped_bytes": seen[-1][0] - seen[-1][1],
                 "peak_resident_bytes": max(resident for resident, _ in seen),
                 "peak_anonymous_bytes": max(anonymous for _, anonymous in seen),
-                "above_cache_bytes": max(anonymous for _, anonymous in seen) - cache_bytes,
+                "above_cache_bytes": max(resident for resident, _ in seen) - cache_bytes,
+                "own_above_cache_bytes": max(anonymous for _, anonymous in seen) - cache_bytes,
             }
 
 
