@@ -10,7 +10,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from embedding_store.errors import InvalidRelease
 from embedding_store.lookup import ABSENT, FOUND, UNAVAILABLE
 from embedding_store.sparse import NOT_THERE, mix
 
@@ -82,36 +81,6 @@ def _encode(ids, rows, bounds, starts, encoded):  # type: ignore[no-untyped-def]
             encoded[row_at : row_at + width] = rows[i]
             id_at += ID_BYTES
             row_at += width
-
-
-def decode_buckets(
-    encoded: NDArray[np.uint8], starts: NDArray[np.int64], row_bytes: int
-) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """The reverse of `encode_buckets`: ids int64 [n], rows uint8 [n, row_bytes]. Raises InvalidRelease."""
-    most = max(0, (len(encoded) - COUNT_BYTES * (len(starts) - 1)) // (ID_BYTES + row_bytes))
-    ids, rows = np.empty((most, ID_BYTES), np.uint8), np.empty((most, row_bytes), np.uint8)
-    count, damaged = _decode(encoded, starts, ids, rows)
-    if damaged >= 0:
-        length = int(starts[damaged + 1] - starts[damaged])
-        raise InvalidRelease(f"bucket {damaged} of those read has {length} bytes, which its count of rows does not fit")
-    return ids[:count].reshape(-1).view(np.int64), rows[:count]
-
-
-@njit(cache=True, nogil=True)
-def _decode(encoded, starts, ids, rows):  # type: ignore[no-untyped-def]
-    width = rows.shape[1]
-    written = 0
-    for k in range(len(starts) - 1):
-        count = bucket_count(encoded, starts[k], starts[k + 1] - starts[k], width)
-        if count < 0:
-            return written, k
-        id_at = starts[k] + COUNT_BYTES
-        row_at = id_at + ID_BYTES * count
-        for i in range(count):
-            ids[written + i] = encoded[id_at + ID_BYTES * i : id_at + ID_BYTES * (i + 1)]
-            rows[written + i] = encoded[row_at + width * i : row_at + width * (i + 1)]
-        written += count
-    return written, -1
 
 
 @njit(cache=True, nogil=True, inline="always")
