@@ -41,6 +41,9 @@ class ServedStats:
     evictions: int = 0
     tables: Mapping[str, Mapping[str, TableCounts]] = field(default_factory=dict)  # by release, by table
     nodes: Sequence[NodeStats] = ()
+    ids_waiting: int = 0  # misses that wait for a fetch at this moment
+    ids_joined: int = 0  # misses that another look-up's fetch brought
+    shed: int = 0  # look-ups that were turned away because too many ids waited
 
 
 class ServedLookup(EmbeddingLookup):
@@ -157,6 +160,9 @@ class ServedStore(ServedLookup):
             found.total("evictions"),
             found.releases,
             found.nodes,
+            found.waiting,
+            sum(misses.joined for misses in found.misses.values()),
+            sum(misses.shed for misses in found.misses.values()),
         )
 
     def close(self) -> None:

@@ -3,13 +3,13 @@ pay nothing for it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from embedding_store.backend import FETCH_BUCKETS, NodeStats
+from embedding_store.backend import FETCH_BUCKETS
 from embedding_store.served import ServedLookup, ServedStats
 from embedding_store.sidecar_ready import Readiness
 from embedding_store.sidecar_releases import ServedReleases
@@ -39,7 +39,7 @@ class SidecarMetrics(Collector):
         yield from self._lookups()
         yield from self._connections()
         yield from _cache(store)
-        yield from _nodes(store.nodes)
+        yield from _fetches(store)
         yield from self._state()
 
     def _lookups(self) -> Iterator[Metric]:
@@ -91,7 +91,11 @@ def _cache(store: ServedStats) -> Iterator[Metric]:
         yield family
 
 
-def _nodes(nodes: Sequence[NodeStats]) -> Iterator[Metric]:
+def _fetches(store: ServedStats) -> Iterator[Metric]:
+    yield _gauge("misses_waiting", "Ids that wait for a fetch", store.ids_waiting)
+    yield _counter("misses_joined", "Ids that the fetch of another look-up brought", store.ids_joined)
+    yield _counter("lookups_shed", "Look-ups turned away because too many ids waited", store.shed)
+    nodes = store.nodes
     seconds = HistogramMetricFamily(f"{_PREFIX}fetch_seconds", "Fetches from a server of the store", labels=["node"])
     for node in nodes:
         counts, seen = [], 0

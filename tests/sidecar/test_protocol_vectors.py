@@ -133,9 +133,7 @@ def test_a_reply_of_another_look_up_is_refused() -> None:
 
     with pytest.raises(ProtocolError, match="reply of 72 bytes; the look-up's answer has 80"):
         read("feed@v1", [5, 0], [6, 4])
-    with pytest.raises(
-        ProtocolError, match=r"\[\[3, 6\], \[0, 4\]\].*asked: 2 tables, \[\(3, 6\), \(0, 5\)\]"
-    ):
+    with pytest.raises(ProtocolError, match=r"\[\[3, 6\], \[0, 4\]\].*asked: 2 tables, \[\(3, 6\), \(0, 5\)\]"):
         read("feed@v1", [3, 0], [6, 5])
     with pytest.raises(ProtocolError, match=r"of release b'feed@v1.*asked: .* of feed@v2"):
         read("feed@v2", [3, 0], [6, 4])
