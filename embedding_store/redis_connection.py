@@ -35,7 +35,7 @@ class ConnectionRefusedByNode(ConnectionError):
 
 
 class RedisConnection:
-    """heard: whether anything came in the exchange that is under way, or was the last."""
+    """For one exchange at a time. heard: whether anything came in the one that is under way, or was the last."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
@@ -43,6 +43,8 @@ class RedisConnection:
         self._output = np.empty(_SEND_BYTES, np.uint8)
         self._input = np.empty(_RECEIVE_BYTES, np.uint8)
         self._errors = np.empty((_ERRORS, 3), np.int64)
+        self._at = self._end = 0  # of `_input`, what has been received and not decoded
+        self._replies = 0
         self.heard = False
 
     def ask(self, fetch: PageFetch, commands: NDArray[np.int64], limit: float, asking: bool) -> Talk[Refusals]:
@@ -52,11 +54,11 @@ class RedisConnection:
         Raises TimeoutError, OSError, ProtocolError; the connection is of no use then, the rows that came are.
         """
         refusals: Refusals = {}
-        replies, expected = 0, len(commands) * (2 if asking else 1)
+        expected = len(commands) * (2 if asking else 1)
         encoded, most, unsent = 0, _FIRST_COMMANDS, memoryview(b"")
-        at = end = 0
+        self._at = self._end = self._replies = 0
         self.heard = False
-        while replies < expected:
+        while self._replies < expected:
             if not unsent and encoded < len(commands):
                 encoded, size = fetch.encode(commands, encoded, most, asking, self._output)
                 unsent, most = self._output.data[:size], len(commands)
@@ -64,23 +66,25 @@ class RedisConnection:
             to_send = POLLOUT if unsent or encoded < len(commands) else 0
             events = yield from ready(self._descriptor, POLLIN | to_send, limit)
             while events & ~POLLOUT:
-                at, end = self._make_room(at, end)
-                received = self._receive(self._input[end:])
-                end += received
-                while received:
-                    at, replies, errors, sound = fetch.decode(
-                        self._input, at, end, commands, replies, asking, self._errors
-                    )
-                    for command, begin, line_end in self._errors[:errors].tolist():
-                        line = self._input[begin:line_end].tobytes().decode(errors="replace")
-                        refusals.setdefault(line, []).append(command)
-                    if not sound:
-                        raise ProtocolError(f"{self._input[at : min(end, at + 40)].tobytes()!r}")
-                    if errors < _ERRORS:
-                        break
+                self._make_room()
+                self._end += self._receive(self._input[self._end :])
+                self._decode(fetch, commands, asking, refusals)
                 if not self._pending():
                     break
         return refusals
+
+    def _decode(self, fetch: PageFetch, commands: NDArray[np.int64], asking: bool, refusals: Refusals) -> None:
+        """What has been received, as far as it is whole."""
+        errors = _ERRORS
+        while errors == _ERRORS:
+            self._at, self._replies, errors, sound = fetch.decode(
+                self._input, self._at, self._end, commands, self._replies, asking, self._errors
+            )
+            for command, begin, end in self._errors[:errors].tolist():
+                line = self._input[begin:end].tobytes().decode(errors="replace")
+                refusals.setdefault(line, []).append(command)
+            if not sound:
+                raise ProtocolError(f"{self._input[self._at : self._end][:40].tobytes()!r}")
 
     def request(self, command: tuple[str, ...], limit: float) -> Talk[object]:
         """One command that is not about rows, and its reply as hiredis gives it: errors too, not raised."""
@@ -120,19 +124,17 @@ class RedisConnection:
         """Whether something has been received that poll does not know of."""
         return isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
 
-    def _make_room(self, at: int, end: int) -> tuple[int, int]:
-        """Moves what is not decoded yet, input[at:end], so that enough is free behind it; returns where it is then."""
-        if at == end:
-            return 0, 0
-        if len(self._input) - end >= _ROOM:
-            return at, end
-        rest = self._input[at:end]
+    def _make_room(self) -> None:
+        """Enough behind what is not decoded yet, input[at:end], which moves to the front for that."""
+        if self._at < self._end and len(self._input) - self._end >= _ROOM:
+            return
+        rest = self._input[self._at : self._end]
         if len(self._input) - len(rest) < _ROOM:
             if len(self._input) >= _LONGEST_REPLY:
                 raise ProtocolError(f"a reply of more than {len(rest)} bytes")
             self._input = np.empty(2 * len(self._input), np.uint8)
         self._input[: len(rest)] = rest
-        return 0, len(rest)
+        self._at, self._end = 0, len(rest)
 
 
 def open_connection(address: RedisAddress, tls: ssl.SSLContext | None, limit: float) -> Talk[RedisConnection]:

@@ -24,6 +24,7 @@ from embedding_store.redis_wire import WAITING
 from embedding_store.talks import Talk, pause
 
 T = TypeVar("T")
+Exchange = Callable[[RedisConnection], Talk[T]]
 
 _BUSY_PAUSE = 0.001  # seconds between looks whether a connection has become free
 _NOT_SERVING = ("LOADING", "MASTERDOWN")  # error replies of a server that has no data, or none that it may show
@@ -31,6 +32,10 @@ _NOT_SERVING = ("LOADING", "MASTERDOWN")  # error replies of a server that has n
 
 class _BusyError(TimeoutError):
     """All connections were in use until the limit: that is no failure of the server."""
+
+
+class _SlowError(TimeoutError):
+    """A part of the answer came: the server is at work, and it is the caller who wanted much in little time."""
 
 
 class RedisNode:
@@ -63,12 +68,13 @@ class RedisNode:
 
         tried = False
 
-        def exchange(connection: RedisConnection, limit: float) -> Talk[Refusals]:
+        def exchange(connection: RedisConnection) -> Talk[Refusals]:
             nonlocal tried
             left = fetch.having(commands, WAITING) if tried else commands
             tried = True
             return connection.ask(fetch, left, limit, asking)
 
+        limit = self._admitted(limit)
         began = time.monotonic()
         try:
             refusals = yield from self._guarded(exchange, limit)
@@ -80,7 +86,8 @@ class RedisNode:
 
     def request(self, command: tuple[str, ...], limit: float) -> Talk[object]:
         """As `RedisConnection.request`; raises StoreUnavailable."""
-        return self._guarded(lambda connection, limit: connection.request(command, limit), limit)
+        limit = self._admitted(limit)
+        return (yield from self._guarded(lambda connection: connection.request(command, limit), limit))
 
     def stats(self) -> NodeStats:
         with self._lock:
@@ -98,17 +105,19 @@ class RedisNode:
         for connection in idle:
             connection.close()
 
-    def _guarded(self, exchange: Callable[[RedisConnection, float], Talk[T]], limit: float) -> Talk[T]:
-        """The exchange if the breaker lets it; tells the breaker how it went, and the caller what went wrong."""
+    def _admitted(self, limit: float) -> float:
+        """Until when the caller may ask. Raises StoreUnavailable: not at all."""
         now = time.monotonic()
         if limit <= now:
             raise StoreUnavailable(f"no time was left to ask {self}")
         allowance = self.breaker.allowance()
         if not allowance:
-            raise StoreUnavailable(
-                f"{self.breaker.reason}; not asked at the moment, after {FAILURES} failures in a row"
-            )
-        limit = min(limit, now + allowance)
+            raise StoreUnavailable(f"{self.breaker.reason}; not asked now, after {FAILURES} failures in a row")
+        return min(limit, now + allowance)
+
+    def _guarded(self, exchange: Exchange[T], limit: float) -> Talk[T]:
+        """The exchange; tells the breaker how it went, and the caller what went wrong."""
+        now = time.monotonic()
         try:
             result = yield from self._on_a_connection(exchange, limit)
         except _BusyError as error:
@@ -116,6 +125,8 @@ class RedisNode:
             raise StoreUnavailable(busy) from error
         except ConnectionRefusedByNode as error:
             raise self._failed(f"{self} refused the connection: {error}") from error
+        except _SlowError as error:
+            raise StoreUnavailable(f"{self} did not answer in full within {limit - now:.2g} s") from error
         except TimeoutError as error:
             waited = min(limit, time.monotonic()) - now  # less where it was the time for connecting that ran out
             raise self._failed(f"{self} did not answer within {waited:.2g} s") from error
@@ -133,7 +144,7 @@ class RedisNode:
         self.breaker.failed(reason)
         return StoreUnavailable(reason)
 
-    def _on_a_connection(self, exchange: Callable[[RedisConnection, float], Talk[T]], limit: float) -> Talk[T]:
+    def _on_a_connection(self, exchange: Exchange[T], limit: float) -> Talk[T]:
         while not self._reserve():
             try:
                 yield from pause(_BUSY_PAUSE, limit)
@@ -143,25 +154,25 @@ class RedisNode:
             connection = self._take_idle()
             if connection is not None:
                 try:
-                    return (yield from self._exchange(connection, exchange, limit))
+                    return (yield from self._exchange(connection, exchange))
                 except (ConnectionResetError, BrokenPipeError):
                     if connection.heard:
                         raise
                     self._close_idle()  # closed while idle, as when the server was restarted: a new connection tells
             opening = min(limit, time.monotonic() + self.address.connect_timeout)
             connection = yield from open_connection(self.address, self._tls, opening)
-            return (yield from self._exchange(connection, exchange, limit))
+            return (yield from self._exchange(connection, exchange))
         finally:
             with self._lock:
                 self._in_use -= 1
 
-    def _exchange(
-        self, connection: RedisConnection, exchange: Callable[[RedisConnection, float], Talk[T]], limit: float
-    ) -> Talk[T]:
+    def _exchange(self, connection: RedisConnection, exchange: Exchange[T]) -> Talk[T]:
         try:
-            result = yield from exchange(connection, limit)
-        except BaseException:
+            result = yield from exchange(connection)
+        except BaseException as error:
             connection.close()  # replies may still be under way: this connection cannot be used again
+            if isinstance(error, TimeoutError) and connection.heard:
+                raise _SlowError from error
             raise
         with self._lock:
             if not self._closed:
