@@ -23,9 +23,9 @@ from embedding_store.sidecar_commands import Commands
 from embedding_store.sidecar_connection import DRAIN_QUIET
 from embedding_store.sidecar_connections import Connections
 from embedding_store.sidecar_http import Pages, serve_pages
+from embedding_store.sidecar_listeners import Listeners
 from embedding_store.sidecar_options import SidecarOptions
-from embedding_store.sidecar_socket import UnixListener, is_loopback, listen_tcp, refuse_taken, tcp_address
-from embedding_store.sidecar_tls import HANDSHAKE_SECONDS, SHUTDOWN_SECONDS
+from embedding_store.sidecar_socket import listen_tcp, refuse_taken, tcp_address
 
 _log = logging.getLogger(__name__)
 
@@ -120,56 +120,28 @@ class Sidecar:
         return {"/metrics": lambda: (HTTPStatus.OK, CONTENT_TYPE, metrics.text()), "/ready": ready}
 
     async def _serve(self, listening: Callable[[str], None]) -> None:
-        loop = asyncio.get_running_loop()
-        unix, servers, addresses = None, [], []
+        listeners = Listeners(self._options, self._connections.connection)
         background = [
             asyncio.ensure_future(self._commands.releases.follow()),
             asyncio.ensure_future(self._connections.close_idle()),
         ]
         try:
-            if self._options.socket is not None:
-                unix = UnixListener(self._options.socket, self._options.socket_mode)
-                servers.append(await loop.create_unix_server(self._connections.connection, sock=unix.socket))
-                addresses.append(unix.address)
-            if self._options.listen is not None:
-                server, address = await self._listen(*self._options.listen)
-                servers.append(server)
-                addresses.append(address)
-            self._server["addresses"] = ",".join(addresses)
+            await listeners.open()
+            self._server["addresses"] = ",".join(listeners.addresses)
             self._commands.ready.serving()
-            listening(" ".join(addresses))
+            listening(" ".join(listeners.addresses))
             await self._stop.wait()
             self._commands.ready.draining()
-            if unix is not None:
-                unix.remove()  # whoever comes now finds no sidecar, rather than one that ends
+            listeners.remove_file()
             # Connections that the kernel has made and nobody has accepted yet would be reset by closing at once.
             await asyncio.sleep(DRAIN_QUIET)
-            for server in servers:
-                server.close()
+            listeners.close()
             await self._connections.drain(self._options.drain_seconds)
             await self._commands.releases.release_all()
         finally:
-            if unix is not None:
-                unix.remove()
-            for server in servers:
-                server.close()
+            listeners.close()
             for task in background:
                 task.cancel()
-
-    async def _listen(self, host: str, port: int) -> tuple[asyncio.Server, str]:
-        """TCP, with TLS where the options have it; the server and its address."""
-        listener, tls = listen_tcp(host, port), self._options.tls
-        address = tcp_address(listener) if tls is None else tcp_address(listener).replace("tcp://", "tls://")
-        if not self._options.guarded and not is_loopback(listener):
-            _log.warning("anybody who reaches %s may read: no password is set", address)
-        server = await asyncio.get_running_loop().create_server(
-            self._connections.connection,
-            sock=listener,
-            ssl=tls,
-            ssl_handshake_timeout=None if tls is None else HANDSHAKE_SECONDS,
-            ssl_shutdown_timeout=None if tls is None else SHUTDOWN_SECONDS,
-        )
-        return server, address
 
 
 def _version() -> str:
