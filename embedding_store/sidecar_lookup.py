@@ -4,8 +4,9 @@ that is quick, else in a thread."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -71,13 +72,17 @@ class Lookups:
         request = decode_request(frame)
         plan = self._plans.get(request.key) or self._known_plan(request)
         if plan is None or plan.release not in self._releases.manifests or len(frame) > _LARGE:
-            return self._in_thread(request, began, None, None)
+            return self._in_thread(request, began, functools.partial(self._from_the_start, request, began))
         answer = self._prepared(plan, request)
-        remainder = self._begin(answer)
+        try:
+            remainder = self._begin(answer)
+        except StoreUnavailable:
+            self._count_refused(request)
+            raise
         if remainder is None:
             self._count(answer, began)
             return answer.whole
-        return self._in_thread(request, began, answer, remainder)
+        return self._in_thread(request, began, functools.partial(_finish, answer, remainder, request, began))
 
     def _known_plan(self, request: LookupRequest) -> _Plan | None:
         """None where the release's manifest has to be read first."""
@@ -113,31 +118,21 @@ class Lookups:
     def _begin(self, answer: _Answer) -> Remainder | None:
         return self._store.begin(answer.plan.release, answer.batch, answer.out, answer.starts, answer.status)
 
-    async def _in_thread(
-        self, request: LookupRequest, began: float, answer: _Answer | None, remainder: Remainder | None
-    ) -> bytearray:
-        """answer and remainder: what was begun in the loop, None where nothing was."""
-
-        def work() -> _Answer:
-            if answer is not None and remainder is not None:
-                remainder(_left(request, began))
-                return answer
-            return self._from_the_start(request, began)
-
+    async def _in_thread(self, request: LookupRequest, began: float, work: Callable[[], _Answer]) -> bytearray:
         stats = self._stats
         stats.offloaded += 1
         stats.waiting += 1
         try:
-            done = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            answer = await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except StoreUnavailable:
-            stats.degraded.record(len(request.ids), len(request.ids))
+            self._count_refused(request)
             raise
         finally:
             stats.waiting -= 1
             if request.timeout is not None and time.perf_counter() - began > request.timeout:
                 stats.late += 1
-        self._count(done, began)
-        return done.whole
+        self._count(answer, began)
+        return answer.whole
 
     def _from_the_start(self, request: LookupRequest, began: float) -> _Answer:
         release, tables = request_names(request)
@@ -145,9 +140,7 @@ class Lookups:
         plan = self._plans.get(request.key) or self._make_plan(request.key, manifest, tables)
         answer = self._prepared(plan, request)
         remainder = self._begin(answer)
-        if remainder is not None:
-            remainder(_left(request, began))
-        return answer
+        return answer if remainder is None else _finish(answer, remainder, request, began)
 
     def _count(self, answer: _Answer, began: float) -> None:
         stats, status = self._stats, answer.status.tobytes()
@@ -161,12 +154,15 @@ class Lookups:
         stats.degraded.record(len(status), unavailable + stale)
         stats.latency.record(time.perf_counter() - began)
 
+    def _count_refused(self, request: LookupRequest) -> None:
+        """A look-up that failed because rows could not be had: to readiness, all of them."""
+        self._stats.degraded.record(len(request.ids), len(request.ids))
 
-def _left(request: LookupRequest, began: float) -> float | None:
-    """Seconds of the request's own time that are left, after it waited for a thread."""
-    if request.timeout is None:
-        return None
-    left = request.timeout - (time.perf_counter() - began)
-    if left <= 0:
+
+def _finish(answer: _Answer, remainder: Remainder, request: LookupRequest, began: float) -> _Answer:
+    """In what is left of the request's own time, after it waited for a thread."""
+    left = None if request.timeout is None else request.timeout - (time.perf_counter() - began)
+    if left is not None and left <= 0:
         raise StoreUnavailable(f"the request's {request.timeout:g} s were over before a thread could take it")
-    return left
+    remainder(left)
+    return answer
