@@ -89,7 +89,7 @@ class ServedStore(ServedLookup):
     """Owns the store: closing this closes it.
 
     Rows of mapped files are fetched at once as long as that is quick: the way to a thread and back would cost every
-    look-up 0.1 ms more (scripts/bench/sidecar.py's look-up: 1.13 ms at once, 1.26 ms by a thread). Where pages have to
+    look-up 0.1 ms more (scripts/bench/sidecar.py's look-up: 0.38 ms at once, 0.51 ms by a thread). Where pages have to
     come from the disk it is not quick, and goes to a thread too, as what comes over a network always does.
     """
 
