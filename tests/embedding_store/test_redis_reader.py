@@ -3,11 +3,13 @@ every row is right or flagged, and service resumes."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ from embedding_store.codec import decode
 from embedding_store.lookup import FOUND, UNAVAILABLE
 from embedding_store.open import open_backend
 from embedding_store.publish import publish
-from embedding_store.redis_keys import page_key
+from embedding_store.redis_keys import Record, page_key
+from embedding_store.redis_read import RedisReader
+from embedding_store.redis_url import parse_redis_url
 from tests.embedding_store.bundles import Bundle, TestTable, make_bundle
 from tests.redis_server import RedisServer
 from tests.tcp_proxy import TcpProxy
@@ -147,6 +151,27 @@ def test_paused_beyond_the_deadline(backend: Backend, bundle: Bundle, redis_serv
     assert f"{backend.address} did not answer within 0.1 s" in str(fetched.error)
     redis_server.resume()
     assert fetch_all(backend, bundle).error is None  # a late answer is nobody else's
+
+
+@pytest.mark.parametrize("unix", [False, True])
+def test_a_server_that_takes_no_connections(bundle: Bundle, tmp_path: Path, unix: bool) -> None:
+    """Its queue of connections is full: TCP is not answered at all, a unix socket says that one may come again."""
+    place = str(tmp_path / "s") if unix else ("127.0.0.1", 0)
+    with socket.create_server(place, family=socket.AF_UNIX if unix else socket.AF_INET, backlog=0) as listener:
+        waiting = [socket.socket(listener.family) for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+        url = f"redis+unix://{place}" if unix else f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        record = Record(namespace(bundle.manifest), bundle.manifest)
+        batch = batch_of(bundle.manifest, {"item": np.arange(9)})
+        with RedisReader(parse_redis_url(f"{url}?connect_timeout=0.2&timeout=30")) as reader:
+            began = time.monotonic()
+            fetched = reader.fetch(record, batch)
+            assert time.monotonic() - began < 10
+            assert f"{reader.address} did not answer within 0.2 s" in str(fetched.error)
+        for one in waiting:
+            one.close()
 
 
 def test_a_server_that_loads_its_data(backend: Backend, bundle: Bundle, redis_server: RedisServer) -> None:
