@@ -24,7 +24,7 @@ from embedding_store.served import Remainder, ServedLookup
 from embedding_store.sidecar_releases import ServedReleases
 from embedding_store.sidecar_stats import SidecarStats
 
-# Larger requests (32,768 ids) take a thread whatever they hit: the kernels there leave the loop alone.
+# Larger requests (32,768 ids, or as many tables) take a thread whatever they hit: they would hold up the others.
 _LARGE = 256 << 10
 _MOST_PLANS = 1024  # kept; each for one list of tables, of which services have a few
 _LONGEST_KEY = 16 << 10  # bytes: longer lists of names are worked out each time
@@ -70,8 +70,8 @@ class Lookups:
         """The reply, or the wait for it. Both raise what EmbeddingLookup.lookup raises, and ProtocolError."""
         began = time.perf_counter()
         request = decode_request(frame)
-        plan = self._plans.get(request.key) or self._known_plan(request)
-        if plan is None or plan.release not in self._releases.manifests or len(frame) > _LARGE:
+        plan = None if len(frame) > _LARGE else self._plans.get(request.key) or self._known_plan(request)
+        if plan is None or plan.release not in self._releases.manifests:
             return self._in_thread(request, began, functools.partial(self._from_the_start, request, began))
         answer = self._prepared(plan, request)
         try:
