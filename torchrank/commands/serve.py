@@ -9,7 +9,11 @@ import click
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--sidecar", metavar="ADDRESS", help="Rows from this sidecar: a socket's path, or tcp://HOST:PORT.")
+@click.option(
+    "--sidecar",
+    metavar="ADDRESS",
+    help="Rows from this sidecar: a path, tcp://HOST:PORT or tls://HOST:PORT?ca_file=FILE.",
+)
 @click.option(
     "--sidecar-password-file", type=click.Path(path_type=Path),
     help="AUTH to the sidecar with its content. Else with TORCHRANK_SIDECAR_PASSWORD's, where that is set.",
