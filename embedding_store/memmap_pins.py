@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from embedding_store.durable import replace_file
+from embedding_store.file_locks import is_locked, locked
 
 _FORGOTTEN_AFTER = 86_400  # seconds
 
@@ -67,8 +68,7 @@ class MemmapPins:
     def frozen(self) -> Iterator[None]:
         """While one is inside, nobody else sets a pin or takes a release out."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self._folder / ".lock"):
             yield
 
     def close(self) -> None:
@@ -93,14 +93,4 @@ class MemmapPins:
         return found
 
     def _is_locked(self, owner: str) -> bool:
-        try:
-            handle = os.open(self._folder / f"{owner}.lock", os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(handle)
-        return False
+        return is_locked(self._folder / f"{owner}.lock")
