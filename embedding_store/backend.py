@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.batch import FetchedRows, IdBatch
-from embedding_store.chunks import Chunk
 from embedding_store.closing import Closing
-from embedding_store.errors import InvalidRelease, ReleaseConflict
+from embedding_store.errors import ReleaseConflict
+from embedding_store.page_store import PageStore
 from embedding_store.release import ReleaseManifest, TableInfo
 
 # Releases a model was served from, oldest first; the last one is active. Rollback drops the last.
@@ -38,12 +38,6 @@ def conflict(address: str, release: str, *, removed: bool = False) -> ReleaseCon
     has = "had, until gc removed it," if removed else "has"
     return ReleaseConflict(f"{address} {has} a release {release} with other content; a release never changes, so a new "
                            "bundle needs a new version")  # fmt: skip
-
-
-def differs(address: str, table: TableInfo, where: str) -> InvalidRelease:
-    return InvalidRelease(
-        f"{address} gives back {where} of table {table.name!r} not as it was written; the release is not published"
-    )
 
 
 def moved(address: str, model: str, expected: History, found: History) -> ReleaseConflict:
@@ -88,21 +82,8 @@ class NodeStats:
     buckets: tuple[int, ...]  # fetches by seconds: at most FETCH_BUCKETS[i] and more than the one before; last: more
 
 
-class ReleaseWriter(Closing):
-    """Writes one release into a namespace of its own. Every call may be repeated: the bytes are the same."""
-
-    @abstractmethod
-    def write(self, table: TableInfo, chunk: Chunk) -> None: ...
-
-    @abstractmethod
-    def verify(self, table: TableInfo, chunk: Chunk) -> None:
-        """Reads the chunk back. Raises InvalidRelease where the store does not give back the same."""
-
-    @abstractmethod
-    def write_hot(self, table: TableInfo, ids: bytes) -> None: ...
-
-    @abstractmethod
-    def read_hot(self, table: TableInfo) -> bytes: ...
+class ReleaseWriter(PageStore, Closing):
+    """Writes one release into a namespace of its own."""
 
     @abstractmethod
     def mark_verified(self, table: TableInfo, verified: Verified) -> None:
@@ -111,10 +92,6 @@ class ReleaseWriter(Closing):
     @abstractmethod
     def verified(self) -> dict[str, Verified]:
         """By table, what an earlier, interrupted publication of this content finished."""
-
-    @abstractmethod
-    def lost_pages(self, table: TableInfo) -> int:
-        """How many of the table's pages are not there, though all were written."""
 
     @abstractmethod
     def renew(self) -> None:
@@ -191,13 +168,18 @@ class Backend(Closing):
         """Makes an empty store, where the first publication has to."""
 
     @abstractmethod
-    def preflight(self, manifest: ReleaseManifest) -> None:
-        """Raises StoreNotReady, saying what to set, where publishing this would fail: rights, room, settings."""
+    def preflight(self, manifest: ReleaseManifest, *, room: int | None = None) -> None:
+        """Raises StoreNotReady, saying what to set, where publishing this would fail: rights, settings, and room for so
+        many bytes (None: for what is not written yet)."""
 
     @abstractmethod
     def writer(self, manifest: ReleaseManifest) -> ReleaseWriter:
         """Raises ReleaseConflict where a complete release of this name has other content, or where another publisher is
         at work on the same namespace."""
+
+    @abstractmethod
+    def pages(self, release: str) -> PageStore:
+        """Of a complete release, to be looked at and mended. Raises UnknownRelease."""
 
     @abstractmethod
     def pin(self, owner: str, releases: Collection[str], seconds: float) -> frozenset[str]:

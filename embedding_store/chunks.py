@@ -39,6 +39,12 @@ class Chunk:
     def bytes(self) -> int:
         return self.rows.nbytes + self.ids.nbytes
 
+    def part(self, first: int, end: int) -> Chunk:
+        """Its pages first … end - 1, as the table counts them."""
+        bounds = self.bounds[first - self.first_page : end - self.first_page + 1]
+        rows = slice(bounds[0], bounds[-1])
+        return Chunk(first, self.first_row + int(bounds[0]), bounds - bounds[0], self.rows[rows], self.ids[rows])
+
 
 class Checksum:
     """Of a table's files, as far as chunks were added."""

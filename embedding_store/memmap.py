@@ -28,9 +28,11 @@ from embedding_store.codec import check_name
 from embedding_store.durable import replace_file
 from embedding_store.errors import InvalidRelease, StoreNotReady, StoreUnavailable, UnknownRelease
 from embedding_store.memmap_gc import MemmapShelf
+from embedding_store.memmap_pages import MemmapPages
 from embedding_store.memmap_pins import MemmapPins
 from embedding_store.memmap_read import MappedTables
 from embedding_store.memmap_writer import MemmapWriter, check_directory
+from embedding_store.page_store import PageStore
 from embedding_store.release import ReleaseManifest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -145,14 +147,18 @@ class MemmapBackend(Backend):
         with self.guard():
             self._folder.mkdir(parents=True, exist_ok=True)
 
-    def preflight(self, manifest: ReleaseManifest) -> None:
+    def preflight(self, manifest: ReleaseManifest, *, room: int | None = None) -> None:
         with self.guard():
-            check_directory(self.address, self._folder, manifest)
+            check_directory(self.address, self._folder, manifest, room)
 
     def writer(self, manifest: ReleaseManifest) -> ReleaseWriter:
         self.create()
         self.contains(manifest)
         return MemmapWriter(self, self._folder, manifest)
+
+    def pages(self, release: str) -> PageStore:
+        self._read_manifest(release)
+        return MemmapPages(self, self._release_folder(release) / "tables")
 
     def pin(self, owner: str, releases: Collection[str], seconds: float) -> frozenset[str]:
         check_name("owner", owner)

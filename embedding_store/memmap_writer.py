@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from embedding_store.backend import ReleaseWriter, Verified, differs, namespace
+from embedding_store.backend import ReleaseWriter, Verified, namespace
 from embedding_store.byte_sizes import format_size
-from embedding_store.chunks import Chunk
 from embedding_store.durable import replace_file, sync_folder
 from embedding_store.errors import ReleaseConflict, StoreNotReady
+from embedding_store.memmap_pages import MemmapPages
 from embedding_store.release import ReleaseManifest, TableInfo
 
 if TYPE_CHECKING:
     from embedding_store.memmap import MemmapBackend
 
 
-class MemmapWriter(ReleaseWriter):
+class MemmapWriter(MemmapPages, ReleaseWriter):
     """Holds a lock on its folder, which lasts as long as this process at most."""
 
     def __init__(self, backend: MemmapBackend, folder: Path, manifest: ReleaseManifest) -> None:
-        self._backend = backend
         self._manifest = manifest
         self._target = folder / "releases" / manifest.name
         self._folder = writing_folder(folder, manifest)
+        super().__init__(backend, self._folder / "tables")
         with backend.guard():
             self._target.parent.mkdir(parents=True, exist_ok=True)
             (self._folder / "tables").mkdir(parents=True, exist_ok=True)
@@ -49,45 +49,9 @@ class MemmapWriter(ReleaseWriter):
             time.sleep(0.02)
         return False
 
-    def write(self, table: TableInfo, chunk: Chunk) -> None:
-        self._write(self._path(table, "pages"), chunk.first_row * table.row_bytes, chunk.rows.data.cast("B"))
-        if table.sparse:
-            self._write(self._path(table, "ids"), chunk.first_row * 8, chunk.ids.data.cast("B"))
-
-    def _write(self, path: Path, start: int, content: memoryview) -> None:
-        with self._backend.guard():
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-            try:
-                written = 0
-                while written < len(content):
-                    written += os.pwrite(handle, content[written:], start + written)
-            finally:
-                os.close(handle)
-
-    def verify(self, table: TableInfo, chunk: Chunk) -> None:
-        parts = [("pages", chunk.first_row * table.row_bytes, chunk.rows.data.cast("B"))]
-        if table.sparse:
-            parts.append(("ids", chunk.first_row * 8, chunk.ids.data.cast("B")))
-        for kind, start, expected in parts:
-            with self._backend.guard(), self._path(table, kind).open("rb") as file:
-                file.seek(start)
-                stored = file.read(len(expected))
-            if stored != expected:
-                raise differs(self._backend.address, table, f"the {len(expected)} bytes from {start} on")
-
-    def write_hot(self, table: TableInfo, ids: bytes) -> None:
-        with self._backend.guard():
-            replace_file(self._path(table, "hot"), ids)
-
-    def read_hot(self, table: TableInfo) -> bytes:
-        with self._backend.guard():
-            return self._path(table, "hot").read_bytes()
-
     def mark_verified(self, table: TableInfo, verified: Verified) -> None:
+        self.sync(table)
         with self._backend.guard():
-            for kind in ("pages", "ids") if table.sparse else ("pages",):
-                with self._path(table, kind).open("rb") as file:
-                    os.fsync(file.fileno())
             replace_file(self._path(table, "verified"), msgspec.json.encode(verified))
 
     def verified(self) -> dict[str, Verified]:
@@ -96,13 +60,6 @@ class MemmapWriter(ReleaseWriter):
                 path.name.removesuffix(".verified"): msgspec.json.decode(path.read_bytes(), type=Verified)
                 for path in (self._folder / "tables").glob("*.verified")
             }
-
-    def lost_pages(self, table: TableInfo) -> int:
-        with self._backend.guard():
-            whole = self._path(table, "pages").stat().st_size == table.bytes
-            if table.sparse:
-                whole = whole and self._path(table, "ids").stat().st_size == table.ids_bytes
-        return 0 if whole else table.pages
 
     def renew(self) -> None:
         """Nothing runs out here: see the class."""
@@ -126,9 +83,6 @@ class MemmapWriter(ReleaseWriter):
     def close(self) -> None:
         os.close(self._lock)
 
-    def _path(self, table: TableInfo, kind: str) -> Path:
-        return self._folder / "tables" / f"{table.name}.{kind}"
-
 
 def writing_folder(store: Path, manifest: ReleaseManifest) -> Path:
     return store / "writing" / f"{manifest.name}.{namespace(manifest)}"
@@ -143,7 +97,7 @@ def owns_folder(handle: int, folder: Path) -> bool:
         return False
 
 
-def check_directory(address: str, store: Path, manifest: ReleaseManifest) -> None:
+def check_directory(address: str, store: Path, manifest: ReleaseManifest, room: int | None) -> None:
     """See `Backend.preflight`. The directory is there: `Backend.create` has made it."""
     for folder in (store, store / "releases", store / "writing", store / "active"):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
@@ -151,12 +105,13 @@ def check_directory(address: str, store: Path, manifest: ReleaseManifest) -> Non
                 f"{address}: this user (uid {os.geteuid()}) may not write into {folder}: give it write permission, and "
                 "see that the file system is not mounted read-only"
             )
-    needed = sum(table.bytes + table.ids_bytes + 8 * table.hot_ids for table in manifest.tables)
-    written = sum(path.stat().st_size for path in (writing_folder(store, manifest) / "tables").glob("*"))
+    if room is None:
+        needed = sum(table.bytes + table.ids_bytes + 8 * table.hot_ids for table in manifest.tables)
+        room = needed - sum(path.stat().st_size for path in (writing_folder(store, manifest) / "tables").glob("*"))
     system = os.statvfs(store)
     free = system.f_bavail * system.f_frsize
-    if needed - written > free:
+    if room > free:
         raise StoreNotReady(
-            f"{address} has no room for {manifest.name}: it takes {format_size(needed - written)} more, and "
+            f"{address} has no room for {manifest.name}: it takes {format_size(room)} more, and "
             f"{format_size(free)} are free on that file system; free some, or remove old releases: torchrank gc"
         )

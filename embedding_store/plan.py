@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from embedding_store.bundle import read_release_manifest
 from embedding_store.cache_forecast import POLICIES, STEP_BYTES, CacheForecast, CachePlan, read_forecast
 from embedding_store.codec import bucket_rows, page_rows, row_bytes
-from embedding_store.publish import read_release_manifest
 from embedding_store.redis_memory import table_bytes
 from embedding_store.release import Codec, ReleaseManifest, TableInfo
 

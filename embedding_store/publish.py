@@ -8,63 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Protocol
-
-import msgspec
+from typing import NamedTuple
 
 from embedding_store.backend import Backend, ReleaseWriter, Verified
+from embedding_store.bundle import read_chunks, read_release_manifest
 from embedding_store.chunks import Checksum, Chunk
-from embedding_store.codec import check_name, check_table
 from embedding_store.errors import InvalidRelease, ReleaseConflict, StoreUnavailable
+from embedding_store.mend import TableDamage, mend_losses
 from embedding_store.pace import Pace
-from embedding_store.pages import page_chunks, read_hot
+from embedding_store.pages import read_hot
+from embedding_store.progress import Progress, no_progress
 from embedding_store.release import ReleaseManifest, TableInfo
 from embedding_store.releases import activate
-from embedding_store.sparse_pages import bucket_chunks
 
-_CHUNK_BYTES = 1 << 20  # a few chunks are in memory at a time, on both sides
 # Between two marks: what an interrupted publication has to do again at most. A mark may cost a sync of the disk.
 _MARKED_BYTES = 64 << 20
 
 
-class Progress(Protocol):
-    def __call__(self, step: str, done: int, total: int) -> None:
-        """`step` says what is going on; done and total are bytes: written ones and verified ones, of all tables."""
-
-
-def no_progress(step: str, done: int, total: int) -> None:
-    pass
-
-
-def read_release_manifest(bundle: Path) -> ReleaseManifest:
-    """The part of BUNDLE/manifest.json that a store keeps. Raises InvalidRelease."""
-    path = bundle / "manifest.json"
-    try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=ReleaseManifest)
-    except OSError as error:
-        raise InvalidRelease(f"{bundle} is not a bundle: {path.name}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise InvalidRelease(f"{path}: {error}") from error
-    check_name("model", manifest.model)
-    check_name("version", manifest.version)
-    for table in manifest.tables:
-        check_table(table)
-    names = [table.name for table in manifest.tables]
-    if len(set(names)) != len(names):
-        raise InvalidRelease(f"{path}: a table name occurs twice among {', '.join(sorted(names))}")
-    return manifest
-
-
-def read_chunks(folder: Path, table: TableInfo) -> Iterator[Chunk]:
-    """All of a table out of FOLDER/NAME.pages and NAME.ids, in order. Raises InvalidRelease."""
-    pages_at_once = max(1, _CHUNK_BYTES // (table.page_rows * table.row_bytes))
-    return (bucket_chunks if table.sparse else page_chunks)(folder, table, pages_at_once)
+class Published(NamedTuple):
+    manifest: ReleaseManifest
+    new: bool  # it was not complete before
+    mended: tuple[TableDamage, ...] = ()
 
 
 def publish(
     bundle: Path, backend: Backend, *, bytes_per_second: float | None = None, progress: Progress = no_progress
-) -> ReleaseManifest:
-    """Copies the tables of `bundle` into the store as a complete release, not yet active; nothing where it is there.
+) -> Published:
+    """Copies the tables of `bundle` into the store as a complete release, not yet active. Where it is there already,
+    looks whether its pages are, and mends it where not: `mend_losses`.
 
     `bytes_per_second`: at most that much is written, and as much read back, together. Raises InvalidRelease (a damaged
     bundle, or a store that does not give back what was written), ReleaseConflict (the store has a release of this name
@@ -73,7 +44,8 @@ def publish(
     manifest = read_release_manifest(bundle)
     backend.create()
     if backend.contains(manifest):
-        return manifest
+        mended = mend_losses(bundle, backend, bytes_per_second=bytes_per_second, progress=progress)
+        return Published(manifest, new=False, mended=mended)
     backend.preflight(manifest)
     with backend.writer(manifest) as writer:
         publication = _Publication(bundle / "tables", writer, backend.address, Pace(bytes_per_second))
@@ -86,21 +58,21 @@ def publish(
             progress(f"verified {table.name}", done, total)
         publication.check_pages(manifest)
         writer.commit()
-    return manifest
+    return Published(manifest, new=True)
 
 
 def publish_and_activate(
     bundle: Path, backend: Backend, *, bytes_per_second: float | None = None, progress: Progress = no_progress
-) -> tuple[ReleaseManifest, str | None]:
+) -> tuple[Published, str | None]:
     """As `publish`, then makes it the active release, unless the pointer moved since this began: then ReleaseConflict,
     and the release is complete but not active. Returns also the release that was active before."""
     backend.create()
     expected = backend.history(read_release_manifest(bundle).model)
-    manifest = publish(bundle, backend, bytes_per_second=bytes_per_second, progress=progress)
+    published = publish(bundle, backend, bytes_per_second=bytes_per_second, progress=progress)
     try:
-        return manifest, activate(backend, manifest.name, expected)
+        return published, activate(backend, published.manifest.name, expected)
     except ReleaseConflict as error:
-        raise ReleaseConflict(f"{error}; {manifest.name} is published, but not active") from error
+        raise ReleaseConflict(f"{error}; {published.manifest.name} is published, but not active") from error
 
 
 class _Publication:
@@ -171,7 +143,7 @@ class _Publication:
     def check_pages(self, manifest: ReleaseManifest) -> None:
         """What was verified an hour ago may have been lost since, by a fail-over or a restart."""
         for table in manifest.tables:
-            lost = self._writer.lost_pages(table)
+            lost = self._writer.lost_pages(table, self._writer.renew)
             if lost:
                 self._writer.mark_verified(table, Verified(0, ""))
                 raise StoreUnavailable(

@@ -16,10 +16,12 @@ from embedding_store.backend import Backend, History, NodeStats, ReleaseWriter, 
 from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.codec import check_name
 from embedding_store.errors import UnknownRelease
+from embedding_store.page_store import PageStore
 from embedding_store.redis_cluster import ClusterReader
 from embedding_store.redis_control import connect, errors
 from embedding_store.redis_gc import RedisShelf
 from embedding_store.redis_keys import Record, control_key, decode_record, page_key
+from embedding_store.redis_pages import RedisPages
 from embedding_store.redis_preflight import check_server
 from embedding_store.redis_read import RedisReader
 from embedding_store.redis_scripts import SET_HISTORY
@@ -124,12 +126,16 @@ class RedisBackend(Backend):
             content = cast(bytes | None, self.control.get(page_key(self.prefix, record.namespace, table, "hot")))
         return np.frombuffer(content or b"", "<i8").astype(np.int64)
 
-    def preflight(self, manifest: ReleaseManifest) -> None:
-        check_server(self, manifest)
+    def preflight(self, manifest: ReleaseManifest, *, room: int | None = None) -> None:
+        check_server(self, manifest, room)
 
     def writer(self, manifest: ReleaseManifest) -> ReleaseWriter:
         self.contains(manifest)
         return RedisWriter(self, manifest)
+
+    def pages(self, release: str) -> PageStore:
+        self._records.pop(release, None)  # it may have been removed and published again since
+        return RedisPages(self, self._record(release).namespace)
 
     def pin(self, owner: str, releases: Collection[str], seconds: float) -> frozenset[str]:
         return self._shelf.pin(check_name("owner", owner), releases, seconds)

@@ -54,7 +54,7 @@ class RedisShelf:
             keys: tuple[str, ...] = ("releases", "active", "pins", "removing", "removed", "since")
         else:
             script, arguments = scripts.TAKE_OUT_UNFINISHED, (content, stored.namespace, stored.release)
-            keys = ("writing", f"{content}:lease", "removing", "removed", "since")
+            keys = ("writing", f"{content}:lease", "removing", "removed", "since", "releases")
         with self._backend.errors():
             refused = cast(bytes, self._backend.run(script, keys, *arguments)).decode()
         if refused:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SLOTS = 16384
 _SLACK = 1.05  # in what the message asks for: what is in use changes while it is read
 _WHILE_WRITING = 2 << 20  # bytes: replies that the publisher has not read yet, and the server's own buffers
-_COMMANDS = "get set exists unlink del pttl hget hset hdel hexists hgetall hkeys hvals eval time info ping"
+_COMMANDS = "get set strlen exists unlink del pttl hget hset hdel hexists hgetall hkeys hvals eval time info ping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,14 @@ class _Node:
     probe: str  # a key of ours that lies there
 
 
-def check_server(backend: RedisBackend, manifest: ReleaseManifest) -> None:
+def check_server(backend: RedisBackend, manifest: ReleaseManifest, room: int | None) -> None:
     """See `Backend.preflight`."""
     with backend.errors():
         try:
             nodes = _cluster(backend, manifest) if backend.cluster else [_server(backend, manifest)]
             for node in nodes:
                 _check_settings(node)
-            missing = _missing_bytes(backend, manifest)
+            missing = _missing_bytes(backend, manifest) if room is None else room
             for node in nodes:
                 _check_memory(node, manifest, missing)
                 _check_writing(backend, node)

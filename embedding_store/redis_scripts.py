@@ -24,13 +24,15 @@ return ''
 """
 )
 
-# KEYS writing lease removed since; ARGV content, token, ms of lease, record, record in a fresh namespace, the token of
-# a holder who is known to be dead, or ''. Returns record, or the other holder and the ms that are left to it.
+# KEYS writing lease removed since releases; ARGV content, token, ms of lease, record, record in a fresh namespace,
+# release, the token of a holder who is known to be dead, or ''. Returns record, or the other holder and the ms that are
+# left to it, or nothing where the release is complete: a record of writing would give its pages to gc.
 BEGIN = (
     _NOW
     + """
+if redis.call('HEXISTS', KEYS[5], ARGV[6]) == 1 then return {} end
 local holder = redis.call('GET', KEYS[2])
-if holder and holder ~= ARGV[2] and holder ~= ARGV[6] then return {holder, redis.call('PTTL', KEYS[2])} end
+if holder and holder ~= ARGV[2] and holder ~= ARGV[7] then return {holder, redis.call('PTTL', KEYS[2])} end
 redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 local record = redis.call('HGET', KEYS[1], ARGV[1])
 if not record then
@@ -63,14 +65,17 @@ COMMIT = (
     _NOW
     + """
 local there = redis.call('HGET', KEYS[4], ARGV[3])
-if there then return there == ARGV[4] and '' or 'conflict' end
+if there and there ~= ARGV[4] then return 'conflict' end
 local removed = redis.call('HGET', KEYS[5], ARGV[3])
 if removed and removed ~= ARGV[1] then return 'conflict' end
 local holder = redis.call('GET', KEYS[2])
-if holder and holder ~= ARGV[2] then return holder end
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[4] then return 'removed' end
-redis.call('HSET', KEYS[4], ARGV[3], ARGV[4])
-redis.call('HSET', KEYS[3], ARGV[3], now)
+if holder and holder ~= ARGV[2] then return there and '' or holder end
+local record = redis.call('HGET', KEYS[1], ARGV[1])
+if record ~= ARGV[4] then return there and '' or 'removed' end
+if not there then
+  redis.call('HSET', KEYS[4], ARGV[3], ARGV[4])
+  redis.call('HSET', KEYS[3], ARGV[3], now)
+end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[3], ARGV[1])
 redis.call('DEL', KEYS[2], KEYS[6])
@@ -106,9 +111,15 @@ return ''
 """
 )
 
-# KEYS writing lease removing removed since; ARGV content, namespace, release
+# KEYS writing lease removing removed since releases; ARGV content, namespace, release
 TAKE_OUT_UNFINISHED = """
 if redis.call('EXISTS', KEYS[2]) == 1 then return 'is being published' end
+local complete = redis.call('HGET', KEYS[6], ARGV[3])
+if complete and cjson.decode(complete).namespace == ARGV[2] then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  redis.call('HDEL', KEYS[5], ARGV[1])
+  return 'is complete meanwhile'
+end
 local record = redis.call('HGET', KEYS[1], ARGV[1])
 if not record or cjson.decode(record).namespace ~= ARGV[2] then
   return redis.call('HEXISTS', KEYS[3], ARGV[2]) == 1 and '' or 'is not there any more'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import secrets
 import socket
@@ -13,11 +12,10 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from embedding_store import redis_scripts as scripts
-from embedding_store.backend import ReleaseWriter, Verified, conflict, differs, namespace
-from embedding_store.buckets import encode_buckets
-from embedding_store.chunks import Chunk
+from embedding_store.backend import ReleaseWriter, Verified, conflict, namespace
 from embedding_store.errors import ReleaseConflict, StoreUnavailable
-from embedding_store.redis_keys import Record, decode_record, page_key
+from embedding_store.redis_keys import Record, decode_record
+from embedding_store.redis_pages import RedisPages
 from embedding_store.release import ReleaseManifest, TableInfo
 
 if TYPE_CHECKING:
@@ -25,10 +23,9 @@ if TYPE_CHECKING:
 
 _LEASE_MS = 30_000
 _RENEWED_AFTER = 5.0  # seconds
-_PIPELINE = 4096  # commands
 
 
-class RedisWriter(ReleaseWriter):
+class RedisWriter(RedisPages, ReleaseWriter):
     """Holds a lease on the publication while it is used: a key that expires when nobody renews it."""
 
     def __init__(self, backend: RedisBackend, manifest: ReleaseManifest) -> None:
@@ -37,19 +34,26 @@ class RedisWriter(ReleaseWriter):
         self._content = namespace(manifest)
         self._token = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._encoded = self._begin()
-        self._namespace = decode_record(backend.address, manifest.name, self._encoded).namespace
+        super().__init__(backend, decode_record(backend.address, manifest.name, self._encoded).namespace)
         self._renewed = time.monotonic()
 
     def _begin(self) -> bytes:
         """Takes the lease; returns the record of the publication, which an earlier run may have made."""
         fresh = secrets.token_hex(8)
         records = [msgspec.json.encode(Record(name, self._manifest)) for name in (self._content, fresh)]
-        keys = ("writing", f"{self._content}:lease", "removed", "since")
-        arguments: tuple[str | bytes | int, ...] = (self._content, self._token, _LEASE_MS, *records)
+        keys = ("writing", f"{self._content}:lease", "removed", "since", "releases")
+        arguments: tuple[str | bytes | int, ...] = (
+            self._content, self._token, _LEASE_MS, *records, self._manifest.name
+        )  # fmt: skip
         with self._backend.errors():
             answer = cast(list[bytes], self._backend.run(scripts.BEGIN, keys, *arguments, ""))
             if len(answer) > 1 and _is_dead(answer[0].decode()):
                 answer = cast(list[bytes], self._backend.run(scripts.BEGIN, keys, *arguments, answer[0]))
+        if not answer:
+            self._backend.contains(self._manifest)  # raises where it has other content
+            raise ReleaseConflict(
+                f"{self._backend.address}: another publisher has finished {self._manifest.name} meanwhile"
+            )
         if len(answer) > 1:
             host, process, _ = answer[0].decode().rsplit(":", 2)
             raise ReleaseConflict(
@@ -57,34 +61,6 @@ class RedisWriter(ReleaseWriter):
                 f"{self._manifest.name} at this moment (if it is dead: its lease ends in {int(answer[1]) / 1000:.0f} s)"
             )
         return answer[0]
-
-    def write(self, table: TableInfo, chunk: Chunk) -> None:
-        pages = _page_strings(table, chunk)
-        for first in range(0, len(pages), _PIPELINE):
-            with self._backend.errors(), self._backend.control.pipeline(transaction=False) as pipeline:
-                for number, page in enumerate(pages[first : first + _PIPELINE], chunk.first_page + first):
-                    pipeline.set(self._key(table, number), page)
-                pipeline.execute()
-
-    def verify(self, table: TableInfo, chunk: Chunk) -> None:
-        pages = _page_strings(table, chunk)
-        for first in range(0, len(pages), _PIPELINE):
-            with self._backend.errors(), self._backend.control.pipeline(transaction=False) as pipeline:
-                expected = pages[first : first + _PIPELINE]
-                for number in range(chunk.first_page + first, chunk.first_page + first + len(expected)):
-                    pipeline.get(self._key(table, number))
-                stored = pipeline.execute()
-            if stored != expected:
-                different = [one != other for one, other in zip(stored, expected, strict=True)].index(True)
-                raise differs(self._backend.address, table, f"page {chunk.first_page + first + different}")
-
-    def write_hot(self, table: TableInfo, ids: bytes) -> None:
-        with self._backend.errors():
-            self._backend.control.set(self._key(table, "hot"), ids)
-
-    def read_hot(self, table: TableInfo) -> bytes:
-        with self._backend.errors():
-            return cast(bytes | None, self._backend.control.get(self._key(table, "hot"))) or b""
 
     def mark_verified(self, table: TableInfo, verified: Verified) -> None:
         key = self._backend.key(self._namespace, "verified")
@@ -96,16 +72,6 @@ class RedisWriter(ReleaseWriter):
         with self._backend.errors():
             found = cast(dict[bytes, bytes], self._backend.control.hgetall(key))
         return {name.decode(): msgspec.json.decode(value, type=Verified) for name, value in found.items()}
-
-    def lost_pages(self, table: TableInfo) -> int:
-        lost = 0
-        for first in range(0, table.pages, _PIPELINE):
-            with self._backend.errors(), self._backend.control.pipeline(transaction=False) as pipeline:
-                for number in range(first, min(first + _PIPELINE, table.pages)):
-                    pipeline.exists(self._key(table, number))
-                lost += pipeline.execute().count(0)
-            self.renew()
-        return lost
 
     def renew(self) -> None:
         if time.monotonic() - self._renewed < _RENEWED_AFTER:
@@ -136,19 +102,6 @@ class RedisWriter(ReleaseWriter):
         """Ends the lease, so that others need not wait for it. Connections belong to the backend."""
         with contextlib.suppress(StoreUnavailable), self._backend.errors():
             self._backend.run(scripts.END, (f"{self._content}:lease",), self._token)
-
-    def _key(self, table: TableInfo, what: int | str) -> str:
-        return page_key(self._backend.prefix, self._namespace, table.name, what)
-
-
-def _page_strings(table: TableInfo, chunk: Chunk) -> list[bytes]:
-    """The value of each page, or bucket, of the chunk."""
-    if table.sparse:
-        encoded, starts = encode_buckets(chunk.ids, chunk.rows, chunk.bounds)
-    else:
-        encoded, starts = chunk.rows.reshape(-1), chunk.bounds * table.row_bytes
-    content, places = encoded.data, starts.tolist()
-    return [bytes(content[start:end]) for start, end in itertools.pairwise(places)]
 
 
 def _is_dead(token: str) -> bool:

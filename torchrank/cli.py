@@ -32,6 +32,7 @@ COMMANDS: dict[str, Entry] = {
     "predict": Entry("torchrank.commands.training", "predict", "Write a run's scores beside a data set's columns."),
     "export": Entry("torchrank.commands.export", "export", "Turn a run into a bundle that serves without torch."),
     "publish": Entry("torchrank.commands.store", "publish", "Copy a bundle's tables into a store as a new release."),
+    "verify": Entry("torchrank.commands.verify", "verify", "Compare a release in a store with its bundle; mend it."),
     "releases": Entry("torchrank.commands.store", "releases", "List the releases of a store."),
     "activate": Entry("torchrank.commands.store", "activate", "Make a release the active one of its model."),
     "rollback": Entry("torchrank.commands.store", "rollback", "Return to the release that was active before."),

@@ -168,7 +168,7 @@ def measure_store(url: str, bundle: Path, cache_bytes: int, repeat: int, rng: np
         return {f"t{number}": ids[number] for number in range(TABLES)}
 
     with open_store(url, cache_bytes=cache_bytes) as store:
-        release = publish(bundle, store.backend).name
+        release = publish(bundle, store.backend).manifest.name
         store.warm(release)
         requests = iter([request() for _ in range(repeat + 20)])
         for _ in range(19):

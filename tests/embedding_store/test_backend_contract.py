@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from embedding_store.backend import Backend, namespace
+from embedding_store.bundle import read_chunks
 from embedding_store.errors import (
     InvalidRelease,
     ReleaseConflict,
@@ -19,7 +20,7 @@ from embedding_store.errors import (
     UnknownTable,
 )
 from embedding_store.open import open_backend
-from embedding_store.publish import publish, read_chunks
+from embedding_store.publish import Published, publish
 from embedding_store.releases import activate, list_releases, rollback
 from tests.embedding_store.bundles import Bundle, TestTable, check_rows, fetch, make_bundle
 from tests.redis_cluster import RedisCluster
@@ -52,7 +53,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 class TestBackendContract:
     def test_a_published_release_gives_back_every_row(self, backend: Backend, bundle: Bundle) -> None:
-        assert publish(bundle.folder, backend) == bundle.manifest
+        assert publish(bundle.folder, backend) == Published(bundle.manifest, new=True)
         ids = {table.name: np.arange(table.rows, dtype=np.int64) for table in bundle.manifest.tables}
         fetched = fetch(backend, bundle.name, ids)
         assert list(fetched) == list(ids)
@@ -99,7 +100,8 @@ class TestBackendContract:
     def test_publishing_again_changes_nothing(self, backend: Backend, bundle: Bundle) -> None:
         publish(bundle.folder, backend)
         steps: list[str] = []
-        assert publish(bundle.folder, backend, progress=lambda step, done, total: steps.append(step)) == bundle.manifest
+        again = publish(bundle.folder, backend, progress=lambda step, done, total: steps.append(step))
+        assert again == Published(bundle.manifest, new=False)
         assert steps == []
         assert [stored.state for stored in backend.inventory()] == ["ready"]
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from embedding_store import bundle as bundle_files
 from embedding_store import publish as publishing
 from embedding_store import redis_writer
 from embedding_store.backend import Backend, namespace
 from embedding_store.errors import InvalidRelease, ReleaseConflict, StoreUnavailable
 from embedding_store.open import open_backend
-from embedding_store.publish import publish, publish_and_activate
+from embedding_store.publish import Published, publish, publish_and_activate
 from embedding_store.redis_keys import control_key, page_key
 from embedding_store.releases import activate
 from tests.embedding_store.bundles import Bundle, TestTable, check_release, make_bundle
@@ -43,7 +44,7 @@ def backend(request: pytest.FixtureRequest, url_of: StoreUrl) -> Iterator[Backen
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """Of tables with some twenty chunks, each of which is marked when it was verified."""
-    monkeypatch.setattr(publishing, "_CHUNK_BYTES", 16_384)
+    monkeypatch.setattr(bundle_files, "_CHUNK_BYTES", 16_384)
     monkeypatch.setattr(publishing, "_MARKED_BYTES", 1)
     return make_bundle(tmp_path / "bundle", seed=7, tables=TABLES)
 
@@ -119,8 +120,8 @@ def test_a_pointer_that_somebody_else_moved_meanwhile_stays_there(
     with pytest.raises(ReleaseConflict, match=message):
         publish_and_activate(bundle.folder, backend, progress=overtake)
     assert backend.active("demo") == "demo@2"
-    assert publish_and_activate(bundle.folder, backend) == (bundle.manifest, "demo@2")
-    assert publish_and_activate(bundle.folder, backend) == (bundle.manifest, "demo@1")
+    assert publish_and_activate(bundle.folder, backend) == (Published(bundle.manifest, new=False), "demo@2")
+    assert publish_and_activate(bundle.folder, backend) == (Published(bundle.manifest, new=False), "demo@1")
     assert backend.history("demo") == ("demo@0", "demo@2", "demo@1")
     check_release(backend, bundle)
 

@@ -65,7 +65,7 @@ def known_and_unknown(bundle: Bundle, rng: np.random.Generator, n: int) -> dict[
 
 
 def test_a_published_release_gives_back_every_row(backend: Backend, bundle: Bundle) -> None:
-    assert publish(bundle.folder, backend) == bundle.manifest
+    assert publish(bundle.folder, backend).manifest == bundle.manifest
     wanted = known_and_unknown(bundle, np.random.default_rng(0), 10_000)
     for name, (rows, found) in fetch(backend, bundle.name, wanted).items():
         check_rows(bundle, name, wanted[name], rows, found)

@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from torchrank.commands.progress_bar import shown_progress
+
 if TYPE_CHECKING:
+    from embedding_store.publish import Published
     from embedding_store.releases import ReleaseState
 
 store_option = click.option(
     "--store", metavar="URL", required=True,
     help="memmap://DIR, redis://HOST:PORT/DB, rediss:// over TLS, redis+unix:///PATH, redis+cluster://HOST:PORT,…",
+)  # fmt: skip
+
+rate_limit_option = click.option(
+    "--rate-limit", metavar="SIZE",
+    help="At most so much a second, written and read back together, as in 50MiB.  [default: none]",
 )  # fmt: skip
 
 
@@ -24,47 +32,49 @@ store_option = click.option(
     "--activate", "activates", is_flag=True,
     help="Make it the active release of its model as well, unless somebody else activates one meanwhile.",
 )  # fmt: skip
-@click.option(
-    "--rate-limit", metavar="SIZE",
-    help="At most so much a second, written and read back together, as in 50MiB.  [default: none]",
-)  # fmt: skip
+@rate_limit_option
 def publish(bundle: Path, store: str, activates: bool, rate_limit: str | None) -> None:
     """Copy a bundle's tables into a store as a new release, read them back, and only then make it visible.
 
     First it looks whether the store will take them, and says what to set where it will not. After an interruption the
     same command goes on where it stopped; the active release is untouched until --activate or `torchrank activate`.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+    Where the release is complete already, it looks whether every page is there and has its length, and writes again
+    what was lost. `torchrank verify` compares the contents too.
+    """
     from embedding_store import publish as publishing
     from embedding_store.byte_sizes import parse_size
     from embedding_store.open import open_backend
 
     bytes_per_second = None if rate_limit is None else parse_size(rate_limit)
     began = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with open_backend(store) as backend:
-        console = Console(stderr=True)
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("publishing", total=None)
-
-            def show(step: str, done: int, total: int) -> None:
-                bar.update(task, description=step, completed=done, total=total)
-
+        with shown_progress("publishing") as show:
             if activates:
-                manifest, before = publishing.publish_and_activate(
+                published, before = publishing.publish_and_activate(
                     bundle, backend, bytes_per_second=bytes_per_second, progress=show
                 )
             else:
-                manifest = publishing.publish(bundle, backend, bytes_per_second=bytes_per_second, progress=show)
-        size = sum(table.bytes + table.ids_bytes for table in manifest.tables)
-        tables, took = f"{len(manifest.tables)} tables, {size:,} bytes", f"{time.monotonic() - began:.1f} s"
-        click.echo(f"{manifest.name}: {tables}, verified in {backend.address}; {took}")
+                published = publishing.publish(bundle, backend, bytes_per_second=bytes_per_second, progress=show)
+        name = published.manifest.name
+        for damage in published.mended:
+            click.echo(f"mended {damage}")
+        click.echo(f"{name}: {_outcome(published)} in {backend.address}; {time.monotonic() - began:.1f} s")
         if activates:
-            click.echo(_activated(manifest.name, before))
+            click.echo(_activated(name, before))
+        elif backend.active(published.manifest.model) == name:
+            click.echo(f"{name} is active")
         else:
-            click.echo(f"not active yet: torchrank activate {manifest.name} --store …")
+            click.echo(f"not active yet: torchrank activate {name} --store …")
+
+
+def _outcome(published: Published) -> str:
+    tables = published.manifest.tables
+    if published.new:
+        return f"{len(tables)} tables, {sum(table.bytes + table.ids_bytes for table in tables):,} bytes, verified"
+    if published.mended:
+        return "compared with the bundle, mended and whole"
+    return "complete already, all pages there (torchrank verify compares what is in them)"
 
 
 @click.command()
