@@ -191,7 +191,9 @@ def measure_ranking(client: httpx.Client, requests: Sequence[dict[str, Any]]) ->
 def measure_sidecar(client: SidecarClient, manifest: Manifest, requests: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The look-ups of the same requests, seen from the inference host's side of the socket."""
     transform = FeatureTransform(manifest.features)
-    assembler = Assembler(manifest.schema, manifest.tables, list(graph_inputs(manifest.schema)))
+    names = graph_inputs(manifest.schema)
+    inputs = {name: np.int64 if name.endswith(("user_index", ".length")) else np.float32 for name in names}
+    assembler = Assembler(manifest.schema, manifest.tables, inputs)
     wanted = [assembler.ids(transform.from_request(r["user"], r["context"], r["candidates"])) for r in requests]
     seconds = []
     for ids in wanted:
