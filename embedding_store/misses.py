@@ -3,7 +3,8 @@ are under way rides in the next one, all of it together. No timer: the first com
 
 A `Flight` gathers ids until it departs. The look-up that leads it runs the fetch, in its own thread and under its own
 deadline. Where a leader gives up before the departure, another look-up that waits takes its place; where its deadline
-cut the fetch short, those with time left ask again: nobody fails because of somebody else's deadline.
+cut the fetch short, or the fetch raised in its thread, those with time left ask again: nobody fails because of somebody
+else's deadline, or is told of somebody else's error.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ class Flight:
     def __init__(self, lock: threading.Lock) -> None:
         self.seats = Seats()
         self.changed = threading.Condition(lock)
+        self.aboard = 0  # look-ups that wait for the departure
         self.leader: int | None = None  # a thread
         self.landed: FetchedRows | None = None
-        self.cut_short = False  # by the leader's deadline
+        self.cut_short = False  # by the leader's deadline, or an exception in its thread
         self.offsets = np.empty(0, np.int64)  # where the landed rows begin
         self.places = np.empty(0, np.int64)  # of each seat, in the landed status
 
@@ -89,6 +91,7 @@ class MissQueue:
         answer = FetchedRows(np.empty(starts[-1], np.uint8), np.full(len(batch.ids), UNAVAILABLE, np.uint8))
         left = np.arange(len(batch.ids), dtype=np.int64)
         error: StoreUnavailable | None = None
+        late = False
         while len(left):
             again = [np.empty(0, np.int64)]
             try:
@@ -98,16 +101,30 @@ class MissQueue:
                 break
             # The one that gathers first, as this look-up may lead it: it is not to wait for the others' landing.
             for ticket in reversed(tickets):
-                if not self._await(ticket.flight, deadline):
-                    error = error or StoreUnavailable(f"{len(left)} ids were not fetched within {timeout:g} s")
+                landed = self._await(ticket.flight, deadline)
+                if landed is None:
+                    late = True
                     continue
-                self._collect(ticket, batch, answer, offsets)
+                self._collect(ticket, landed, batch, answer, offsets)
                 if ticket.flight.cut_short and _left(deadline) != 0:
                     again.append(ticket.positions[answer.status[ticket.positions] == UNAVAILABLE])
-                elif ticket.flight.landed is not None:
-                    error = error or ticket.flight.landed.error
+                else:
+                    late = late or ticket.flight.cut_short
+                    error = error or landed.error
             left = np.sort(np.concatenate(again))
-        return FetchedRows(answer.rows, answer.status, error if (answer.status == UNAVAILABLE).any() else None)
+        return self._told(answer, error, late, timeout)
+
+    def _told(
+        self, answer: FetchedRows, error: StoreUnavailable | None, late: bool, timeout: float | None
+    ) -> FetchedRows:
+        """The answer with the reason for what it lacks. late: whether the look-up's own time was over."""
+        lost = int(np.count_nonzero(answer.status == UNAVAILABLE))
+        if late:
+            with self._lock:
+                self.stats.deadline_misses += 1
+        if lost and error is None:
+            error = StoreUnavailable(f"{lost} ids were not fetched within {timeout:g} s")
+        return FetchedRows(answer.rows, answer.status, error if lost else None)
 
     # ---- boarding
 
@@ -134,6 +151,7 @@ class MissQueue:
             raise StoreUnavailable(
                 f"{len(gathering.seats)} ids wait for the store already, at most {self._most_waiting} may: turned away"
             )
+        gathering.aboard += 1
         before = len(gathering.seats)
         seats = gathering.seats.take(batch.select(left))
         self.stats.joined += len(left) - (len(gathering.seats) - before)
@@ -141,59 +159,75 @@ class MissQueue:
 
     # ---- flying
 
-    def _await(self, flight: Flight, deadline: float | None) -> bool:
-        """Whether it landed in time. The caller leads it where nobody else does."""
-        me = threading.get_ident()
+    def _await(self, flight: Flight, deadline: float | None) -> FetchedRows | None:
+        """What it brought; None where it did not land in time. The caller leads it where nobody else does."""
         with self._lock:
-            while flight.landed is None:
-                if flight is self._gathering and flight.leader is None:
-                    flight.leader = me
-                if flight.leader == me and len(self._flying) < _AT_ONCE:
-                    self._gathering = None
-                    self._flying.append(flight)
-                    break
-                if not flight.changed.wait(_left(deadline)) and _left(deadline) == 0:
-                    self._give_up(flight, me)
-                    return False
-            else:
+            in_time = False
+            try:
+                in_time = self._wait(flight, deadline)
+            finally:  # also where the handler of a signal raises, as that of Ctrl-C does
+                if not in_time:
+                    self._give_up(flight)
+        if in_time and flight.landed is None:
+            self._fly(flight, deadline)
+        return flight.landed if in_time else None
+
+    def _wait(self, flight: Flight, deadline: float | None) -> bool:
+        """Until it has landed, or the caller is to fly it; False where the time was over before. Under the lock."""
+        me = threading.get_ident()
+        while flight.landed is None:
+            if flight is self._gathering and flight.leader is None:
+                flight.leader = me
+            if flight.leader == me and len(self._flying) < _AT_ONCE:
+                self._gathering = None
+                self._flying.append(flight)
                 return True
-        self._fly(flight, deadline)
+            if not flight.changed.wait(_left(deadline)) and _left(deadline) == 0:
+                return False
         return True
 
-    def _give_up(self, flight: Flight, me: int) -> None:
-        self.stats.deadline_misses += 1
-        if flight.leader == me:
+    def _give_up(self, flight: Flight) -> None:
+        """Somebody else who waits leads from here; a flight that nobody waits for makes room. Under the lock."""
+        if flight is not self._gathering:
+            return
+        flight.aboard -= 1
+        if not flight.aboard:
+            self._gathering = None
+        elif flight.leader == threading.get_ident():
             flight.leader = None
-            flight.changed.notify()  # somebody else who waits leads from here
+            flight.changed.notify_all()  # and not only one, who may be giving up at this moment too
 
     def _fly(self, flight: Flight, deadline: float | None) -> None:
         batch, flight.places = flight.seats.batch()
-        landed = FetchedRows(
-            np.empty(0, np.uint8), np.full(len(batch.ids), UNAVAILABLE, np.uint8), StoreUnavailable("the fetch failed")
-        )
+        landed = None
         try:
             landed = self._fetch(batch, _left(deadline))
         finally:
-            starts = row_starts(batch, self._widths)
-            with self._lock:
-                flight.offsets = row_offsets(batch.tables, batch.counts, self._widths, starts)
-                flight.cut_short = (
-                    landed.error is not None and deadline is not None and time.monotonic() > deadline - _ROUNDING
-                )
-                flight.landed = landed
-                self._flying.remove(flight)
-                self.stats.fetches += 1
-                self.stats.fetched += len(batch.ids)
-                self.stats.deadline_misses += flight.cut_short
-                flight.changed.notify_all()
-                if self._gathering is not None:
-                    self._gathering.changed.notify_all()  # its leader may depart
+            self._land(flight, batch, landed, deadline)
 
-    def _collect(self, ticket: _Ticket, batch: IdBatch, answer: FetchedRows, offsets: NDArray[np.int64]) -> None:
+    def _land(self, flight: Flight, batch: IdBatch, landed: FetchedRows | None, deadline: float | None) -> None:
+        """landed: None where the fetch raised."""
+        nothing = np.full(len(batch.ids), UNAVAILABLE, np.uint8)
+        starts = row_starts(batch, self._widths)
+        with self._lock:
+            flight.offsets = row_offsets(batch.tables, batch.counts, self._widths, starts)
+            flight.cut_short = landed is None or (
+                landed.error is not None and deadline is not None and time.monotonic() > deadline - _ROUNDING
+            )
+            flight.landed = landed or FetchedRows(np.empty(0, np.uint8), nothing, StoreUnavailable("the fetch failed"))
+            self._flying.remove(flight)
+            self.stats.fetches += 1
+            self.stats.fetched += len(batch.ids)
+            flight.changed.notify_all()
+            if self._gathering is not None:
+                self._gathering.changed.notify_all()  # its leader may depart
+
+    def _collect(
+        self, ticket: _Ticket, landed: FetchedRows, batch: IdBatch, answer: FetchedRows, offsets: NDArray[np.int64]
+    ) -> None:
         flight, mine = ticket.flight, batch.select(ticket.positions)
-        assert flight.landed is not None
         copy_rows(
-            flight.landed.rows, flight.landed.status, flight.offsets, flight.places[ticket.seats],
+            landed.rows, landed.status, flight.offsets, flight.places[ticket.seats],
             mine.tables, mine.counts, self._widths,
             ticket.positions, answer.rows, answer.status, offsets,
         )  # fmt: skip

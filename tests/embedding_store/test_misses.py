@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from embedding_store.batch import FetchedRows, IdBatch, row_offsets, row_starts
-from embedding_store.errors import StoreUnavailable
+from embedding_store.errors import StoreUnavailable, UnknownRelease
 from embedding_store.lookup import ABSENT, FOUND, UNAVAILABLE
 from embedding_store.misses import MissQueue
 
@@ -138,12 +140,12 @@ def test_who_gives_up_does_not_fail_the_others(queue: MissQueue, shelf: Shelf) -
     batch = one_table(4, 5)
     with ThreadPoolExecutor(8) as pool:
         first = fill_both_lanes(pool, queue, shelf)
-        hasty = start(pool, queue, batch, 0.1)  # leads the flight that gathers
+        hasty = start(pool, queue, batch, 0.5)  # leads the flight that gathers
         wait_until(lambda: queue.waiting == 2)
         patient = [start(pool, queue, batch) for _ in range(3)]
         given_up = hasty.result(PATIENCE)
         assert given_up.status.tolist() == [UNAVAILABLE] * 2
-        assert "were not fetched within 0.1 s" in str(given_up.error)
+        assert "2 ids were not fetched within 0.5 s" in str(given_up.error)
         shelf.gate.set()
         for answer in patient:
             check(batch, answer.result(PATIENCE))
@@ -197,6 +199,81 @@ def test_a_fetch_that_raises_leaves_the_queue_usable(shelf: Shelf) -> None:
         queue.fetch(one_table(1), None)
     broken.clear()
     check(one_table(1), queue.fetch(one_table(1), None))
+
+
+def test_ids_that_all_gave_up_on_take_no_room(shelf: Shelf) -> None:
+    """Or nobody could ever board again: the flight would be full, and nobody there to lead it."""
+    queue = MissQueue(shelf.fetch, WIDTHS, most_waiting=10)
+    with ThreadPoolExecutor(2) as pool:
+        first = fill_both_lanes(pool, queue, shelf)
+        assert queue.fetch(one_table(*range(8)), 0.05).status.tolist() == [UNAVAILABLE] * 8
+        assert queue.waiting == 0
+        shelf.gate.set()
+        for answer in first:
+            answer.result(PATIENCE)
+    check(one_table(*range(20, 24)), queue.fetch(one_table(*range(20, 24)), PATIENCE))
+    assert queue.stats.shed == 0
+    assert shelf.fetched[-1].ids.tolist() == [20, 21, 22, 23]
+
+
+def test_one_look_up_misses_its_deadline_once(queue: MissQueue, shelf: Shelf) -> None:
+    """Though it waited for three flights."""
+    with ThreadPoolExecutor(4) as pool:
+        first = fill_both_lanes(pool, queue, shelf)
+        late = queue.fetch(one_table(1001, 1002, 5), 0.05)
+        assert late.status.tolist() == [UNAVAILABLE] * 3
+        assert "3 ids were not fetched within 0.05 s" in str(late.error)
+        shelf.gate.set()
+        for answer in first:
+            answer.result(PATIENCE)
+    assert queue.stats.deadline_misses == 1
+
+
+def test_a_leader_that_is_interrupted_hands_over(queue: MissQueue, shelf: Shelf) -> None:
+    """Ctrl-C, and whatever else a signal's handler raises in the main thread."""
+    batch = one_table(4, 5)
+    with ThreadPoolExecutor(4) as pool:
+        first = fill_both_lanes(pool, queue, shelf)
+        followers = []
+
+        def interrupt() -> None:
+            wait_until(lambda: queue.waiting == 2)
+            followers.append(start(pool, queue, batch))
+            wait_until(lambda: queue.stats.joined == 2)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        interrupting = pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            queue.fetch(batch, PATIENCE)  # leads the flight that gathers
+        interrupting.result(PATIENCE)
+        shelf.gate.set()
+        check(batch, followers[0].result(PATIENCE))
+        for answer in first:
+            answer.result(PATIENCE)
+
+
+def test_who_waits_for_a_fetch_that_raises_asks_again(shelf: Shelf) -> None:
+    broken = threading.Semaphore(1)  # fetches that will raise
+
+    def fetch(batch: IdBatch, timeout: float | None) -> FetchedRows:
+        answer = shelf.fetch(batch, timeout)
+        if broken.acquire(blocking=False):
+            raise UnknownRelease("gone")
+        return answer
+
+    queue = MissQueue(fetch, WIDTHS)
+    shelf.gate.clear()
+    batch = one_table(1, 2)
+    with ThreadPoolExecutor(4) as pool:
+        leader = start(pool, queue, batch, None)
+        assert shelf.arrived.acquire(timeout=PATIENCE)
+        followers = [start(pool, queue, batch, timeout) for timeout in (None, PATIENCE)]
+        wait_until(lambda: queue.stats.joined == 4)
+        shelf.gate.set()
+        with pytest.raises(UnknownRelease, match="gone"):
+            leader.result(PATIENCE)
+        for follower in followers:
+            check(batch, follower.result(PATIENCE))
 
 
 def random_batch(rng: np.random.Generator) -> IdBatch:
