@@ -27,19 +27,7 @@ from embedding_store.store_stats import RowCounts, StoreStats, TableCounts
 from embedding_store.warming import warm
 
 _log = logging.getLogger(__name__)
-_LOG_SECONDS = 10.0  # between two lines about degraded look-ups of one release
-
-
-@dataclass(frozen=True, slots=True)
-class Misses:
-    """A look-up between its halves: what the cache did not have, and where its rows go (see `EmbeddingStore.begin`)."""
-
-    release: str
-    batch: IdBatch
-    out: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-    status: NDArray[np.uint8]
-    positions: NDArray[np.int64]
+_LOG_SECONDS = 10.0  # between two lines about degraded look-ups
 
 
 class _Served(CachedRelease):
@@ -61,6 +49,18 @@ class _Served(CachedRelease):
         fetched = self._backend.fetch(self.view.manifest.name, batch, timeout=timeout)
         self._cache.insert(self.cached, batch, fetched.rows, fetched.status)
         return fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Misses:
+    """A look-up between its halves: what the cache did not have, and where its rows go (see `EmbeddingStore.begin`)."""
+
+    serving: _Served  # the very one that was asked, though its release may be forgotten meanwhile
+    batch: IdBatch
+    out: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    status: NDArray[np.uint8]
+    positions: NDArray[np.int64]
 
 
 class EmbeddingStore(EmbeddingLookup):
@@ -93,7 +93,7 @@ class EmbeddingStore(EmbeddingLookup):
         batch = IdBatch(asked.tables, counts, unique)
         starts = row_starts(batch, serving.view.widths)
         out, status = np.empty(starts[-1], np.uint8), np.empty(len(unique), np.uint8)
-        misses = self.begin(release, batch, out, starts, status)
+        misses = self._begin(serving, batch, out, starts, status)
         serving.counts.asked(asked, batch, index, None if misses is None else misses.positions)
         if misses is not None:
             self.finish(misses, timeout=timeout)
@@ -118,10 +118,19 @@ class EmbeddingStore(EmbeddingLookup):
         The i-th id of the batch's k-th table gets its row at out[starts[k] + i · row_bytes …] (uint8, flat) and its
         status in `status`, uint8 [n]. None: that was all. Ids may repeat. Raises UnknownRelease, StoreUnavailable.
         """
-        serving = self._serving(release)
+        return self._begin(self._serving(release), batch, out, starts, status)
+
+    def _begin(
+        self,
+        serving: _Served,
+        batch: IdBatch,
+        out: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        status: NDArray[np.uint8],
+    ) -> Misses | None:
         positions = self._cache.probe(serving.cached, batch, out, starts, status)
         if len(positions):
-            return Misses(release, batch, out, starts, status, positions)
+            return Misses(serving, batch, out, starts, status, positions)
         serving.counts.answered(batch, status)
         return None
 
@@ -130,7 +139,7 @@ class EmbeddingStore(EmbeddingLookup):
 
         Raises StoreUnavailable where the policy allows no stand-in for a row that cannot be fetched.
         """
-        serving = self._serving(misses.release)
+        serving = misses.serving
         wanted, widths = misses.batch.select(misses.positions), serving.view.widths
         fetched = serving.fetch(wanted, timeout)
         found = place_rows(
@@ -144,15 +153,15 @@ class EmbeddingStore(EmbeddingLookup):
             unavailable = misses.positions[fetched.status == UNAVAILABLE]
             lookup = Degraded(misses.batch, misses.out, misses.starts, misses.status, fetched.error)
             self._log_degraded(misses, len(unavailable), fetched.error)
-            serving.fallback.stand_in(lookup, unavailable, self._previous(misses.release))
+            serving.fallback.stand_in(lookup, unavailable, self._previous(serving))
         serving.counts.answered(misses.batch, misses.status)
 
     def _log_degraded(self, misses: Misses, unavailable: int, error: StoreUnavailable) -> None:
         """Now and then: a store that is away would fill the log at the rate of the traffic."""
-        now = time.monotonic()
+        now, release = time.monotonic(), misses.serving.view.manifest.name
         if now - self._logged > _LOG_SECONDS:
             self._logged = now
-            _log.warning("%s: %d of %d ids unavailable: %s", misses.release, unavailable, len(misses.batch.ids), error)
+            _log.warning("%s: %d of %d ids unavailable: %s", release, unavailable, len(misses.batch.ids), error)
 
     # ---- releases
 
@@ -173,9 +182,9 @@ class EmbeddingStore(EmbeddingLookup):
 
     def forget(self, release: str) -> None:
         """Of a release that is asked for no more; whoever asks all the same is answered."""
-        with self._lock:
+        with self._lock:  # over both, or what is asked meanwhile would be served without the cache from then on
             self._served.pop(release, None)
-        self._cache.forget(release)
+            self._cache.forget(release)
         self.backend.forget(release)
 
     def stats(self) -> StoreStats:
@@ -198,21 +207,24 @@ class EmbeddingStore(EmbeddingLookup):
 
     def _serving(self, release: str) -> _Served:
         known = self._served.get(release)
-        if known is None:  # a release never changes, so one reading lasts
-            known = _Served(self.backend.manifest(release), self.backend, self._cache, self._degrade)
-            with self._lock:
-                known = self._served.setdefault(release, known)
+        if known is not None:
+            return known
+        manifest = self.backend.manifest(release)  # a release never changes, so one reading lasts
+        with self._lock:
+            known = self._served.get(release)
+            if known is None:
+                known = self._served[release] = _Served(manifest, self.backend, self._cache, self._degrade)
         return known
 
-    def _previous(self, release: str) -> _Served | None:
+    def _previous(self, serving: _Served) -> _Served | None:
         """The release of the same model that came into use before this one; the store need not be reachable."""
         before = None
-        for name, serving in list(self._served.items()):
-            if name == release:
+        for other in list(self._served.values()):
+            if other is serving:
                 return before
-            if serving.view.manifest.model == release.partition("@")[0]:
-                before = serving
-        return before
+            if other.view.manifest.model == serving.view.manifest.model:
+                before = other
+        return None  # forgotten meanwhile: those that are left may be later ones
 
     def _active(self, model: str | None) -> str:
         """The active release of `model`, or, where None, of the only model that has one."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from embedding_store.batch import IdBatch
 from embedding_store.codec import decode
 from embedding_store.errors import UnknownRelease, UnknownTable
 from embedding_store.lookup import ABSENT, FOUND
@@ -168,6 +169,45 @@ def test_a_release_that_is_forgotten_takes_no_room(url: str, tmp_path: Path) -> 
         assert store.stats().total("misses") == 0
         check(store, bundles[0], bundles[0].hot)  # who asks all the same is answered
         assert store.stats().releases[bundles[0].name]["item"].misses == len(bundles[0].hot["item"])
+
+
+def test_a_look_up_under_way_does_not_bring_back_what_is_forgotten(url: str, bundle: Bundle) -> None:
+    with open_store(url, cache_bytes=10_000_000) as store:
+        publish(bundle.folder, store.backend)
+        place = bundle.manifest.places["user"]
+        batch = IdBatch(np.array([place]), np.array([2]), np.array([7, -1]))
+        out = np.empty(2 * bundle.manifest.tables[place].row_bytes, np.uint8)
+        status = np.empty(2, np.uint8)
+        misses = store.begin(bundle.name, batch, out, np.zeros(1, np.int64), status)
+        assert misses is not None
+        store.forget(bundle.name)
+        store.finish(misses)
+        assert status.tolist() == [FOUND, ABSENT]
+        expected, _ = bundle.expected("user", batch.ids)
+        np.testing.assert_array_equal(decode(bundle.manifest.tables[place].codec, out.reshape(2, -1)), expected)
+        assert store.stats().releases == {}
+
+
+def test_who_asks_while_a_release_is_forgotten_gets_it_cached(
+    url: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(url, cache_bytes=10_000_000) as store, ThreadPoolExecutor(1) as pool:
+        publish(bundle.folder, store.backend)
+        ids = {"user": np.arange(50)}
+        check(store, bundle, ids)
+        forget, asked = store._cache.forget, []
+
+        def forget_while_asked(release: str) -> None:
+            asked.append(pool.submit(check, store, bundle, ids))
+            wait(asked, timeout=0.3)  # it may end before, or have to wait until all is forgotten
+            forget(release)
+
+        monkeypatch.setattr(store._cache, "forget", forget_while_asked)
+        store.forget(bundle.name)
+        asked[0].result(20)
+        for _ in range(2):
+            check(store, bundle, ids)
+        assert store.stats().releases[bundle.name]["user"].hits >= 50
 
 
 def test_what_a_look_up_refuses(url: str, bundle: Bundle) -> None:
