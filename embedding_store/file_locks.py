@@ -34,3 +34,12 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def owns_folder(handle: int, folder: Path) -> bool:
+    """Takes the lock of a folder that is open as `handle`, and looks that no rename came before it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    except (BlockingIOError, FileNotFoundError):
+        return False

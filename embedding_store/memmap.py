@@ -11,7 +11,6 @@ removing/…, removed/…           what gc has taken out, and the CONTENT of al
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import threading
 from collections.abc import Collection, Iterator
@@ -27,6 +26,7 @@ from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.codec import check_name
 from embedding_store.durable import replace_file
 from embedding_store.errors import InvalidRelease, StoreNotReady, StoreUnavailable, UnknownRelease
+from embedding_store.file_locks import locked
 from embedding_store.memmap_gc import MemmapShelf
 from embedding_store.memmap_pages import MemmapPages
 from embedding_store.memmap_pins import MemmapPins
@@ -127,8 +127,7 @@ class MemmapBackend(Backend):
         """Inside `guard`."""
         path = self._pointer(model).with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, also by kill -9
+        with locked(path):
             yield
 
     def fetch(self, release: str, batch: IdBatch, *, timeout: float | None = None) -> FetchedRows:

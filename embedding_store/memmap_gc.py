@@ -14,7 +14,7 @@ import msgspec
 from embedding_store.backend import Stored, namespace
 from embedding_store.durable import replace_file, sync_folder
 from embedding_store.errors import ReleaseConflict
-from embedding_store.memmap_writer import owns_folder
+from embedding_store.file_locks import owns_folder
 from embedding_store.release import ReleaseManifest
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import time
@@ -16,6 +15,7 @@ from embedding_store.backend import ReleaseWriter, Verified, namespace
 from embedding_store.byte_sizes import format_size
 from embedding_store.durable import replace_file, sync_folder
 from embedding_store.errors import ReleaseConflict, StoreNotReady
+from embedding_store.file_locks import owns_folder
 from embedding_store.memmap_pages import MemmapPages
 from embedding_store.release import ReleaseManifest, TableInfo
 
@@ -76,7 +76,11 @@ class MemmapWriter(MemmapPages, ReleaseWriter):
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                self._backend.contains(self._manifest)
+                if not self._backend.contains(self._manifest):
+                    raise StoreNotReady(
+                        f"{self._backend.address}: {self._target} is in the way, and no release: it has no "
+                        "manifest.json; remove it, then publish again"
+                    ) from error
                 shutil.rmtree(self._folder)  # the same release was committed meanwhile; this copy is our own
             sync_folder(self._target.parent)
 
@@ -86,15 +90,6 @@ class MemmapWriter(MemmapPages, ReleaseWriter):
 
 def writing_folder(store: Path, manifest: ReleaseManifest) -> Path:
     return store / "writing" / f"{manifest.name}.{namespace(manifest)}"
-
-
-def owns_folder(handle: int, folder: Path) -> bool:
-    """Takes the lock of a folder that is open as `handle`, and looks that no rename came before it."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(handle), os.stat(folder))
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 def check_directory(address: str, store: Path, manifest: ReleaseManifest, room: int | None) -> None:

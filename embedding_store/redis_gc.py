@@ -37,8 +37,7 @@ class RedisShelf:
         unfinished = [
             Stored(record.manifest.name, record.namespace, "unfinished", record.manifest, idle(content), leased)
             for record in self._records("writing")
-            for content in (namespace(record.manifest),)
-            for leased in (self._is_leased(content),)
+            for content, leased in [self._lease(record)]
         ]
         removing = [
             Stored(record.manifest.name, record.namespace, "removing", record.manifest, 0)
@@ -97,8 +96,9 @@ class RedisShelf:
 
     def _page_keys(self, stored: Stored) -> Iterator[str]:
         for table in stored.manifest.tables if stored.manifest else ():
-            for what in (*range(table.pages), "hot"):
-                yield page_key(self._backend.prefix, stored.namespace, table.name, what)
+            for page in range(table.pages):
+                yield page_key(self._backend.prefix, stored.namespace, table.name, page)
+            yield page_key(self._backend.prefix, stored.namespace, table.name, "hot")
 
     def _all(self, key: str) -> dict[bytes, bytes]:
         with self._backend.errors():
@@ -108,9 +108,11 @@ class RedisShelf:
         records = [decode_record(self._backend.address, name.decode(), value) for name, value in self._all(key).items()]
         return sorted(records, key=lambda record: (record.manifest.name, record.namespace))
 
-    def _is_leased(self, content: str) -> bool:
+    def _lease(self, record: Record) -> tuple[str, bool]:
+        """CONTENT of a publication, and whether somebody is at work on it."""
+        content = namespace(record.manifest)
         with self._backend.errors():
-            return bool(self._backend.control.exists(self._backend.key(content, "lease")))
+            return content, bool(self._backend.control.exists(self._backend.key(content, "lease")))
 
     def _now(self) -> int:
         """Milliseconds by the clock that the scripts go by: in a cluster, that of the node which has our keys."""

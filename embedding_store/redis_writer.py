@@ -115,5 +115,5 @@ def _is_dead(token: str) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass  # another user's, and alive
     return False
