@@ -20,6 +20,7 @@ from embedding_store.release import ReleaseManifest, TableInfo
 # Reading ahead costs 0.4 µs a row where everything is in memory, and saves 40 µs a page (on the disk it was measured
 # on) where it is not. So it is done for a fetch after one that read two pages or more from disk.
 _COLD_BLOCKS = 16  # of 512 bytes
+_ADVICE = "torchrank publish BUNDLE writes it again"
 
 
 class MappedTables:
@@ -48,7 +49,7 @@ class MappedTables:
         error = self._map(batch.tables[batch.counts > 0].tolist())
         lost = self._read(batch, rows, status)
         if lost >= 0 and error is None:
-            error = StoreUnavailable(f"{self._path(lost, 'pages')} was cut off while it was read: damaged")
+            error = StoreUnavailable(f"{self._path(lost, 'pages')} was cut off while it was read: damaged; {_ADVICE}")
         return FetchedRows(rows, status, error)
 
     def _read(self, batch: IdBatch, rows: NDArray[np.uint8], status: NDArray[np.uint8]) -> int:
@@ -102,9 +103,10 @@ class _MappedFile:
                 # A missing page is read alone: with its neighbours, as is usual, it takes a hundred times as long.
                 self._map.madvise(mmap.MADV_RANDOM)
         except OSError as error:
-            raise StoreUnavailable(f"cannot read {path}: {error.strerror}") from error
+            advice = f"; {_ADVICE}" if isinstance(error, FileNotFoundError) else ""
+            raise StoreUnavailable(f"cannot read {path}: {error.strerror}{advice}") from error
         if found != size:
-            raise StoreUnavailable(f"{path} has {found} bytes; release {release} must have {size}: damaged")
+            raise StoreUnavailable(f"{path} has {found} bytes; release {release} must have {size}: damaged; {_ADVICE}")
         self.address = np.frombuffer(self._map, np.uint8).ctypes.data
 
     def is_whole(self) -> bool:

@@ -144,7 +144,8 @@ class PageFetch:
         manifest = self.keys.record.manifest
         return StoreUnavailable(
             f"{address} has lost page {self.pages[command]} of table {manifest.tables[self.tables[command]].name!r} of "
-            f"{manifest.name} (evicted or deleted? maxmemory-policy must be noeviction); publish it again"
+            f"{manifest.name} (evicted or deleted? maxmemory-policy must be noeviction); torchrank publish BUNDLE "
+            "writes it again"
         )
 
 

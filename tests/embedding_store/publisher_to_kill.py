@@ -1,6 +1,6 @@
-"""A process that publishes, activates and collects, and is killed by SIGKILL within its N-th step outwards.
+"""A process that publishes, activates and collects, or mends, and is killed by SIGKILL within its N-th step outwards.
 
-    python -m tests.embedding_store.publisher_to_kill BUNDLE FOLDER
+    python -m tests.embedding_store.publisher_to_kill BUNDLE FOLDER publish|mend
 
 Reads lines "URL N" and prints what became of each: 0 where it ended before its N-th step, -9 where it was killed. Every
 one is a fork of this process, which has loaded everything. FOLDER is for its own use.
@@ -20,6 +20,7 @@ from redis.connection import AbstractConnection
 
 from embedding_store.buckets import encode_buckets
 from embedding_store.gc import collect
+from embedding_store.mend import mend
 from embedding_store.open import open_backend
 from embedding_store.publish import publish_and_activate
 
@@ -75,8 +76,13 @@ def work(url: str, bundle: Path) -> None:
         collect(backend, keep=0, grace=0)
 
 
+def mending(url: str, bundle: Path) -> None:
+    with open_backend(url) as backend:
+        mend(bundle, backend)
+
+
 def main() -> None:
-    bundle, folder = Path(sys.argv[1]), sys.argv[2]
+    bundle, folder, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     work(f"memmap://{folder}", bundle)  # compiles, or loads, all that is compiled
     encode_buckets(np.zeros(1, np.int64), np.zeros((1, 4), np.uint8), np.array([0, 1]))
     for line in sys.stdin:
@@ -84,7 +90,7 @@ def main() -> None:
         process = os.fork()
         if process == 0:
             Steps(int(last)).watch(url)
-            work(url, bundle)
+            {"publish": work, "mend": mending}[what](url, bundle)
             os._exit(0)
         print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 

@@ -13,11 +13,15 @@ import pytest
 from embedding_store import bundle as bundle_files
 from embedding_store import publish as publishing
 from embedding_store import redis_writer
-from embedding_store.backend import Backend, namespace
+from embedding_store.backend import Backend, ReleaseWriter, namespace
+from embedding_store.bundle import read_chunks
 from embedding_store.errors import InvalidRelease, ReleaseConflict, StoreUnavailable
+from embedding_store.gc import collect
 from embedding_store.open import open_backend
 from embedding_store.publish import Published, publish, publish_and_activate
+from embedding_store.redis_backend import RedisBackend
 from embedding_store.redis_keys import control_key, page_key
+from embedding_store.redis_writer import RedisWriter
 from embedding_store.releases import activate
 from tests.embedding_store.bundles import Bundle, TestTable, check_release, make_bundle
 from tests.embedding_store.conftest import StoreUrl
@@ -60,6 +64,16 @@ def interrupt(bundle: Bundle, backend: Backend, step: str, count: int) -> None:
 
     with pytest.raises(Interrupted):
         publish(bundle.folder, backend, progress=progress)
+
+
+def written(bundle: Bundle, backend: Backend) -> ReleaseWriter:
+    """All but the commit."""
+    writer = backend.writer(bundle.manifest)
+    for table in bundle.manifest.tables:
+        for chunk in read_chunks(bundle.folder / "tables", table):
+            writer.write(table, chunk)
+        writer.write_hot(table, bundle.hot[table.name].tobytes())
+    return writer
 
 
 def steps(bundle: Bundle, backend: Backend) -> list[str]:
@@ -199,6 +213,35 @@ class TestRedis:
         again = steps(bundle, backend)
         assert "writing first" not in again
         assert "writing item" in again
+        check_release(backend, bundle)
+
+    def test_a_publisher_that_comes_too_late_leaves_no_claim_on_the_pages(
+        self, backend: Backend, bundle: Bundle
+    ) -> None:
+        """It looked before the other had finished, and begins after. Its record would give live pages to gc."""
+        assert isinstance(backend, RedisBackend)
+        publish_and_activate(bundle.folder, backend)
+        with pytest.raises(ReleaseConflict, match="another publisher has finished demo@1 meanwhile"):
+            RedisWriter(backend, bundle.manifest)
+        assert [decision.reason for decision in collect(backend, keep=0, grace=0)] == ["active"]
+        check_release(backend, bundle)
+
+    @pytest.mark.parametrize("again", ["commit", "gc"])
+    def test_a_record_of_a_publication_that_is_complete(self, backend: Backend, bundle: Bundle, again: str) -> None:
+        """As a fail-over in the middle may leave it. Whoever meets it removes it, and no page."""
+        assert isinstance(backend, RedisBackend)
+        writer = written(bundle, backend)
+        record = backend.control.hget(backend.key("writing"), namespace(bundle.manifest))
+        assert isinstance(record, bytes)
+        writer.commit()
+        activate(backend, "demo@1")
+        backend.control.hset(backend.key("writing"), namespace(bundle.manifest), record)
+        if again == "commit":
+            writer.commit()
+        else:
+            (_, unfinished) = collect(backend, keep=0, grace=0)
+            assert unfinished.reason.endswith("demo@1 is complete meanwhile")
+        assert [stored.state for stored in backend.inventory()] == ["ready"]
         check_release(backend, bundle)
 
     def test_the_lease_of_a_publisher_elsewhere_is_waited_for(

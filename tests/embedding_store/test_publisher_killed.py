@@ -30,8 +30,8 @@ TABLES = (
 
 
 class Publishers:
-    def __init__(self, bundle: Path, folder: Path) -> None:
-        command = [sys.executable, "-m", "tests.embedding_store.publisher_to_kill", str(bundle), str(folder)]
+    def __init__(self, bundle: Path, folder: Path, what: str = "publish") -> None:
+        command = [sys.executable, "-m", "tests.embedding_store.publisher_to_kill", str(bundle), str(folder), what]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, url: str, last_step: int) -> int:

@@ -51,4 +51,6 @@ def verify(
 def _outcome(damaged: bool, mends: bool) -> str:
     if not damaged:
         return "every byte is as published"
-    return "mended and whole" if mends else "damaged (torchrank verify --mend writes it again)"
+    if mends:
+        return "compared with the bundle, mended and whole"
+    return "damaged (torchrank verify --mend writes it again)"

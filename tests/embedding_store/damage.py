@@ -1,0 +1,87 @@
+"""Damages a complete release behind the back of everything of ours: in a Redis with a plain client, in its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from embedding_store.backend import Backend
+from embedding_store.memmap import MemmapBackend
+from embedding_store.redis_backend import RedisBackend
+from embedding_store.redis_keys import page_key
+from embedding_store.release import ReleaseManifest
+
+
+@dataclass
+class Keys:
+    """Of a release in a Redis."""
+
+    backend: RedisBackend
+    manifest: ReleaseManifest
+    namespace: str
+
+    def key(self, table: str, what: int | str) -> str:
+        return page_key(self.backend.prefix, self.namespace, table, what)
+
+    def page(self, table: str, page: int) -> bytes:
+        return cast(bytes, self.backend.control.get(self.key(table, page)))
+
+    def lose(self, table: str, page: int) -> None:
+        """This page and all behind it, as a file that is cut off does."""
+        for number in range(page, self.manifest.table(table).pages):
+            assert self.backend.control.delete(self.key(table, number)) == 1
+
+    def cut(self, table: str, page: int) -> None:
+        """Half of this page and all behind it."""
+        half = self.page(table, page)[: len(self.page(table, page)) // 2 + 1]
+        self.lose(table, page)
+        self.backend.control.set(self.key(table, page), half)
+
+    def change(self, table: str, page: int) -> None:
+        content = bytearray(self.page(table, page))
+        content[-1] ^= 1
+        self.backend.control.set(self.key(table, page), bytes(content))
+
+    def lose_hot(self, table: str) -> None:
+        assert self.backend.control.delete(self.key(table, "hot")) == 1
+
+
+@dataclass
+class Files:
+    """Of a release in a directory, of tables of dense ids."""
+
+    folder: Path
+    manifest: ReleaseManifest
+
+    def start(self, table: str, page: int) -> int:
+        info = self.manifest.table(table)
+        return min(page * info.page_rows, info.rows) * info.row_bytes
+
+    def lose(self, table: str, page: int) -> None:
+        self._cut(table, self.start(table, page))
+
+    def cut(self, table: str, page: int) -> None:
+        self._cut(table, (self.start(table, page) + self.start(table, page + 1)) // 2 + 1)
+
+    def change(self, table: str, page: int) -> None:
+        with (self.folder / f"{table}.pages").open("r+b") as file:
+            file.seek(self.start(table, page + 1) - 1)
+            (byte,) = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 1]))
+
+    def lose_hot(self, table: str) -> None:
+        (self.folder / f"{table}.hot").unlink()
+
+    def _cut(self, table: str, size: int) -> None:
+        with (self.folder / f"{table}.pages").open("r+b") as file:
+            file.truncate(size)
+
+
+def damager(backend: Backend, release: str) -> Keys | Files:
+    if isinstance(backend, RedisBackend):
+        record = backend._record(release)
+        return Keys(backend, record.manifest, record.namespace)
+    assert isinstance(backend, MemmapBackend)
+    return Files(backend._release_folder(release) / "tables", backend.manifest(release))
