@@ -6,8 +6,8 @@ Random rows of 128 bytes, 1,024 and 10,000 distinct ids at a time, over a unix s
 benchmark's own, in turns: this store's fetch; `mget`, one key per row (`item:ID`, in a database of its own); and
 redis-py's pipeline of GETRANGE on this store's pages. Each goes from an array of ids to an array of rows. The server's
 CPU time is what its INFO says of its main thread. Memory is `used_memory` before and after publishing, per byte of the
-rows; sparse: of a table of raw 64-bit ids, which are kept too. Ratios of speed above 1 mean that ours is faster; one
-that has both numbers of ids is the worse of the two. One thread; medians.
+rows; sparse: of a table of raw 64-bit ids, which are kept too. Ratios of speed above 1 mean that ours is faster; those
+without a number of ids are the worse of both. One thread; medians over blocks.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ class Sides:
 
 
 def measure_fetches(sides: Sides, size: int, per_block: int, blocks: int, rng: np.random.Generator) -> dict[str, float]:
-    """Milliseconds of each side for one fetch of `size` ids, and of the server's CPU for one of ours."""
+    """Milliseconds of each side for one fetch of `size` ids, of the server's CPU for one of ours, and ratios within
+    a block, whose parts meet what else the machine does at nearly the same time."""
 
     def ids() -> NDArray[np.int64]:
         return rng.permutation(np.unique(rng.integers(0, len(sides.rows), size + size // 8)))[:size]
@@ -149,21 +150,26 @@ def measure_fetches(sides: Sides, size: int, per_block: int, blocks: int, rng: n
         some = ids()
         if not np.array_equal(fetch(some), sides.rows[some]):
             raise SystemExit(f"{name} gives wrong rows")
-    wall: dict[str, list[float]] = {name: [] for name in sides.all()}
-    cpu: list[float] = []
+    found: dict[str, list[float]] = {}
     for _ in range(blocks):
+        wall, cpu = {}, 0.0
         for name, fetch in sides.all().items():
             batches = [ids() for _ in range(per_block)]
             before = sides.server_seconds()
-            for batch in batches:
-                began = time.perf_counter()
-                fetch(batch)
-                wall[name].append(time.perf_counter() - began)
+            wall[name] = statistics.median(seconds(fetch, batch) for batch in batches)
             if name == "fetch":
-                cpu.append((sides.server_seconds() - before) / per_block)
-    figures = {f"{name}_ms.{size}": statistics.median(values) * 1e3 for name, values in wall.items()}
-    figures[f"server_cpu_ms.{size}"] = statistics.median(cpu) * 1e3
-    return figures
+                cpu = (sides.server_seconds() - before) / per_block
+        block = {f"{name}_ms": elapsed * 1e3 for name, elapsed in wall.items()} | {"server_cpu_ms": cpu * 1e3}
+        block |= {f"fetch_vs_{peer}": wall[peer] / wall["fetch"] for peer in ("mget", "pipeline")}
+        for name, value in (block | {"wall_vs_server_cpu": wall["fetch"] / cpu}).items():
+            found.setdefault(name, []).append(value)
+    return {f"{name}.{size}": statistics.median(values) for name, values in found.items()}
+
+
+def seconds(fetch: Fetch, ids: NDArray[np.int64]) -> float:
+    began = time.perf_counter()
+    fetch(ids)
+    return time.perf_counter() - began
 
 
 def run(options: argparse.Namespace) -> dict[str, float]:
@@ -180,13 +186,8 @@ def run(options: argparse.Namespace) -> dict[str, float]:
                     rng = np.random.default_rng(0)
                     for size, per_block in BATCHES.items():
                         figures |= measure_fetches(sides, size, per_block, options.blocks, rng)
-    for peer in ("mget", "pipeline"):
-        ratios = {size: figures[f"{peer}_ms.{size}"] / figures[f"fetch_ms.{size}"] for size in BATCHES}
-        figures |= {f"fetch_vs_{peer}.{size}": ratio for size, ratio in ratios.items()}
-        figures[f"fetch_vs_{peer}"] = min(ratios.values())
-    over = {size: figures[f"fetch_ms.{size}"] / figures[f"server_cpu_ms.{size}"] for size in BATCHES}
-    figures |= {f"wall_vs_server_cpu.{size}": ratio for size, ratio in over.items()}
-    figures["wall_vs_server_cpu"] = max(over.values())
+    for name, worse in (("fetch_vs_mget", min), ("fetch_vs_pipeline", min), ("wall_vs_server_cpu", max)):
+        figures[name] = worse(figures[f"{name}.{size}"] for size in BATCHES)
     return figures
 
 
@@ -194,11 +195,11 @@ def show(figures: dict[str, float], rows: int) -> None:
     console = Console()
     names = ("fetch_ms", "server_cpu_ms", "mget_ms", "pipeline_ms")
     ratios = ("fetch_vs_mget", "fetch_vs_pipeline", "wall_vs_server_cpu")
-    table = Table("ids", "fetch", "its CPU", "mget", "pipeline", "× mget", "× pipeline", "wall / CPU")
+    table = Table("ids", "fetch", "CPU", "mget", "pipeline", "× mget", "× pipeline", "wall/CPU")
     for size in BATCHES:
         table.add_row(f"{size:,}", *(f"{figures[f'{name}.{size}']:.2f}" for name in (*names, *ratios)))
     table.title = f"random rows of {WIDTHS[FETCHED]} bytes out of {rows:,}: ms, and ratios"
-    table.caption = "its CPU: of the server's main thread, for one fetch of ours"
+    table.caption = "CPU: of the server's main thread, for one fetch of ours"
     console.print(table)
     memory = Table("bytes a row", "Redis bytes a row", "ratio", title=f"{rows:,} rows in Redis")
     for kind, width in WIDTHS.items():
