@@ -161,8 +161,8 @@ class ServedStore(ServedLookup):
             found.releases,
             found.nodes,
             found.waiting,
-            sum(misses.joined for misses in found.misses.values()),
-            sum(misses.shed for misses in found.misses.values()),
+            found.total("joined"),
+            found.total("shed"),
         )
 
     def close(self) -> None:

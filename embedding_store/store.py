@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -13,17 +14,16 @@ from numpy.typing import NDArray
 
 from embedding_store.backend import Backend
 from embedding_store.batch import FetchedRows, IdBatch, batch_of, place_rows, row_starts
-from embedding_store.cache_owners import TableStats
 from embedding_store.dedupe import dedupe_tables
 from embedding_store.degrade import DegradePolicy
 from embedding_store.errors import StoreUnavailable, UnknownRelease
 from embedding_store.fallback import CachedRelease, Degraded, Fallback
 from embedding_store.hot_cache import HotCache
-from embedding_store.lookup import ABSENT, FOUND, STALE, UNAVAILABLE, EmbeddingLookup, LookupReply, TableRows
+from embedding_store.lookup import FOUND, UNAVAILABLE, EmbeddingLookup, LookupReply, TableRows
 from embedding_store.misses import MissQueue
 from embedding_store.release import ReleaseManifest
 from embedding_store.release_view import ReleaseView
-from embedding_store.store_stats import RowCounts, StoreStats, TableCounts
+from embedding_store.store_stats import RowCounts, StoreStats, table_counts, totals
 from embedding_store.warming import warm
 
 _log = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class EmbeddingStore(EmbeddingLookup):
         self._cache = HotCache(cache_bytes, policy)
         self._degrade = degrade or DegradePolicy()
         self._served: dict[str, _Served] = {}
+        self._forgotten: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._logged = -_LOG_SECONDS
 
@@ -182,22 +183,30 @@ class EmbeddingStore(EmbeddingLookup):
 
     def forget(self, release: str) -> None:
         """Of a release that is asked for no more; whoever asks all the same is answered."""
+        cached = self._cache.stats().releases.get(release, {})
         with self._lock:  # over both, or what is asked meanwhile would be served without the cache from then on
-            self._served.pop(release, None)
+            serving = self._served.pop(release, None)
             self._cache.forget(release)
+            if serving is not None:
+                counts = table_counts(serving.view.manifest, serving.counts, cached)
+                self._forgotten.update(totals(counts.values(), serving.queue.stats))
         self.backend.forget(release)
 
     def stats(self) -> StoreStats:
         cached = self._cache.stats()
         with self._lock:
-            served = dict(self._served)
-        tables = {name: _table_counts(serving, cached.releases.get(name, {})) for name, serving in served.items()}
+            served, forgotten = dict(self._served), dict(self._forgotten)
+        tables = {
+            name: table_counts(serving.view.manifest, serving.counts, cached.releases.get(name, {}))
+            for name, serving in served.items()
+        }
         return StoreStats(
             self.backend.address,
             cached.budget,
             cached.bytes,
             tables,
             {name: serving.queue.stats for name, serving in served.items()},
+            forgotten,
             sum(serving.queue.waiting for serving in served.values()),
             tuple(self.backend.nodes()),
         )
@@ -240,24 +249,3 @@ class EmbeddingStore(EmbeddingLookup):
         if len(active) > 1:
             raise UnknownRelease(f"{address} has several active releases, name one: {', '.join(active)}")
         return active[0]
-
-
-def _table_counts(serving: _Served, cached: Mapping[str, TableStats]) -> dict[str, TableCounts]:
-    status, (raw, raw_misses) = serving.counts.status(), serving.counts.raw()
-    counts = {}
-    for place, table in enumerate(serving.view.manifest.tables):
-        cache = cached.get(table.name, TableStats(0, 0, 0, 0, 0, 0))
-        counts[table.name] = TableCounts(
-            hits=cache.hits,
-            misses=cache.misses,
-            raw_ids=int(raw[place]),
-            raw_misses=int(raw_misses[place]),
-            found=int(status[place, FOUND]),
-            absent=int(status[place, ABSENT]),
-            unavailable=int(status[place, UNAVAILABLE]),
-            stale=int(status[place, STALE]),
-            evictions=cache.evictions,
-            rejected=cache.rejected,
-            entries=cache.entries,
-        )
-    return counts

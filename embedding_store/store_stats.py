@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numba import njit
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 
 from embedding_store.backend import NodeStats
 from embedding_store.batch import IdBatch
+from embedding_store.cache_owners import TableStats
+from embedding_store.lookup import ABSENT, FOUND, STALE, UNAVAILABLE
 from embedding_store.misses import MissStats
+from embedding_store.release import ReleaseManifest
 
 _STATUSES = 4
 
@@ -98,6 +102,39 @@ class TableCounts:
         return (self.raw_ids - self.raw_misses) / max(1, self.raw_ids)
 
 
+def table_counts(
+    manifest: ReleaseManifest, rows: RowCounts, cached: Mapping[str, TableStats]
+) -> dict[str, TableCounts]:
+    """By table of one release; cached: what the cache counted, nothing where it does not know the release."""
+    status, (raw, raw_misses) = rows.status(), rows.raw()
+    counts = {}
+    for place, table in enumerate(manifest.tables):
+        cache = cached.get(table.name, TableStats(0, 0, 0, 0, 0, 0))
+        counts[table.name] = TableCounts(
+            hits=cache.hits,
+            misses=cache.misses,
+            raw_ids=int(raw[place]),
+            raw_misses=int(raw_misses[place]),
+            found=int(status[place, FOUND]),
+            absent=int(status[place, ABSENT]),
+            unavailable=int(status[place, UNAVAILABLE]),
+            stale=int(status[place, STALE]),
+            evictions=cache.evictions,
+            rejected=cache.rejected,
+            entries=cache.entries,
+        )
+    return counts
+
+
+def totals(tables: Iterable[TableCounts], misses: MissStats) -> Counter[str]:
+    """One release's counters, by name: everything that only grows."""
+    total = Counter(asdict(misses))
+    for table in tables:
+        total.update(asdict(table))
+    del total["entries"]
+    return total
+
+
 @dataclass(frozen=True, slots=True)
 class StoreStats:
     """Since the store was opened."""
@@ -107,12 +144,16 @@ class StoreStats:
     cache_bytes: int  # allocated
     releases: Mapping[str, Mapping[str, TableCounts]]  # by release, by table
     misses: Mapping[str, MissStats]  # by release
+    forgotten: Mapping[str, int]  # counters of the releases that are not among these any more, see `totals`
     waiting: int  # ids in the queues at this moment
     nodes: tuple[NodeStats, ...]
 
     def total(self, counter: str) -> int:
-        """Sum over releases and tables of one of TableCounts' numbers."""
-        return sum(int(getattr(table, counter)) for tables in self.releases.values() for table in tables.values())
+        """Of one of TableCounts' or MissStats' counters, over tables and releases, also those that were forgotten: it
+        never falls."""
+        tables = (table for tables in self.releases.values() for table in tables.values())
+        parts: Iterable[object] = self.misses.values() if hasattr(MissStats, counter) else tables
+        return self.forgotten.get(counter, 0) + sum(int(getattr(part, counter)) for part in parts)
 
     @property
     def hit_rate(self) -> float:

@@ -171,6 +171,26 @@ def test_a_release_that_is_forgotten_takes_no_room(url: str, tmp_path: Path) -> 
         assert store.stats().releases[bundles[0].name]["item"].misses == len(bundles[0].hot["item"])
 
 
+def test_totals_do_not_fall_when_a_release_is_forgotten(url: str, tmp_path: Path) -> None:
+    """Whoever watches a counter that fell would add what is left of it once more."""
+    bundles = [make_bundle(tmp_path / version, int(version), version=version) for version in ("1", "2")]
+    counters = ("hits", "misses", "raw_ids", "found", "absent", "fetches", "fetched", "joined", "shed")
+    with open_store(url, cache_bytes=10_000_000) as store:
+        for one in bundles:
+            publish(one.folder, store.backend)
+            for _ in range(2):
+                check(store, one, one.hot | {"user": np.array([-1, 5])})
+        before = {counter: store.stats().total(counter) for counter in counters}
+        assert min(before[counter] for counter in ("hits", "misses", "raw_ids", "found", "absent")) > 0
+        entries = store.stats().total("entries")
+        store.forget(bundles[0].name)
+        assert {counter: store.stats().total(counter) for counter in counters} == before
+        assert store.stats().total("entries") < entries  # which is no counter
+        asked = before["found"] + before["absent"]
+        check(store, bundles[1], {"user": np.array([-1, 5])})
+        assert store.stats().total("found") + store.stats().total("absent") == asked + 2
+
+
 def test_a_look_up_under_way_does_not_bring_back_what_is_forgotten(url: str, bundle: Bundle) -> None:
     with open_store(url, cache_bytes=10_000_000) as store:
         publish(bundle.folder, store.backend)
