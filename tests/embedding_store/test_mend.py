@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,18 +10,14 @@ import pytest
 
 from embedding_store import bundle as bundle_files
 from embedding_store.backend import Backend
-from embedding_store.chunks import Chunk
-from embedding_store.errors import InvalidRelease, ReleaseConflict, StoreNotReady, StoreUnavailable, UnknownRelease
+from embedding_store.errors import InvalidRelease, ReleaseConflict, UnknownRelease
 from embedding_store.gc import collect
 from embedding_store.mend import TableDamage, check, mend
 from embedding_store.open import open_backend
 from embedding_store.publish import Published, publish
-from embedding_store.redis_pages import RedisPages
-from embedding_store.release import TableInfo
-from tests.embedding_store.bundles import Bundle, TestTable, check_release, fetch, make_bundle
+from tests.embedding_store.bundles import Bundle, TestTable, check_release, make_bundle
 from tests.embedding_store.conftest import StoreUrl
 from tests.embedding_store.damage import Files, Keys, damager
-from tests.redis_server import RedisServer
 
 KINDS = ("memmap", "redis", "redis+cluster")
 TABLES = (
@@ -168,142 +162,6 @@ def test_gc_leaves_alone_what_is_being_mended(backend: Backend, bundle: Bundle, 
     assert reasons == {"pinned"}
     assert backend.pins() == {}
     check_mended(backend, bundle, url)
-
-
-class TestRedis:
-    """What cannot happen to files."""
-
-    @pytest.fixture
-    def url(self, redis_server: RedisServer) -> str:
-        return redis_server.url
-
-    @pytest.fixture
-    def it(self, backend: Backend, bundle: Bundle) -> Keys:
-        found = damager(backend, bundle.name)
-        assert isinstance(found, Keys)
-        return found
-
-    def test_a_key_that_holds_no_string(self, bundle: Bundle, it: Keys, url: str) -> None:
-        for what in (2, "hot"):
-            it.backend.control.delete(it.key("item", what))
-            it.backend.control.hset(it.key("item", what), "no", "string")
-        expected = TableDamage("item", ITEM_PAGES, changed=((2, 2),), hot=True)
-        assert publish(bundle.folder, it.backend).mended == (expected,)
-        check_mended(it.backend, bundle, url)
-
-    def test_a_bucket_that_lacks_one_row(self, bundle: Bundle, it: Keys, url: str) -> None:
-        """Its length is that of a bucket; all together have one row too few."""
-        bucket = it.page("raw", 7)
-        rows = int.from_bytes(bucket[:4], "little")
-        assert len(bucket) == 4 + rows * (8 + 32)
-        shorter = (rows - 1).to_bytes(4, "little") + bucket[4 : 4 + 8 * (rows - 1)] + bucket[4 + 8 * rows : -32]
-        it.backend.control.set(it.key("raw", 7), shorter)
-        table = bundle.manifest.table("raw")
-        assert it.backend.pages(bundle.name).lost_pages(table) == 1
-        assert publish(bundle.folder, it.backend).mended == (TableDamage("raw", table.pages, changed=((7, 7),)),)
-        check_mended(it.backend, bundle, url)
-
-    def test_pages_are_not_written_where_they_would_be_evicted_again(
-        self, backend: Backend, bundle: Bundle, it: Keys, redis_server: RedisServer
-    ) -> None:
-        it.lose("item", 30)
-        redis_server.client().config_set("maxmemory-policy", "allkeys-lru")
-        with pytest.raises(StoreNotReady, match="maxmemory-policy is allkeys-lru"):
-            publish(bundle.folder, backend)
-        assert check(bundle.folder, backend) != ()
-
-    def test_what_was_written_is_read_back(
-        self, backend: Backend, bundle: Bundle, it: Keys, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        it.lose("item", 34)
-        write = RedisPages.write
-
-        def write_and_damage(pages: RedisPages, table: TableInfo, chunk: Chunk) -> None:
-            write(pages, table, chunk)
-            it.change("item", 35)
-
-        monkeypatch.setattr(RedisPages, "write", write_and_damage)
-        with pytest.raises(InvalidRelease, match="gives back page 35 of table 'item' not as it was written"):
-            mend(bundle.folder, backend)
-
-
-class TestFiles:
-    """Of which processes hold mappings."""
-
-    @pytest.fixture
-    def url(self, url_of: StoreUrl) -> str:
-        return url_of("memmap")
-
-    @pytest.fixture
-    def files(self, backend: Backend, bundle: Bundle) -> Files:
-        check_release(backend, bundle)  # maps all
-        found = damager(backend, bundle.name)
-        assert isinstance(found, Files)
-        return found
-
-    def test_they_are_mended_in_place(self, backend: Backend, bundle: Bundle, files: Files, url: str) -> None:
-        paths = [files.folder / name for name in ("item.pages", "raw.pages", "raw.ids")]
-        before = [path.stat().st_ino for path in paths]
-        files.change("item", 4)
-        files.cut("item", 20)
-        os.truncate(files.folder / "raw.ids", 1001)
-        with (files.folder / "raw.pages").open("r+b") as file:
-            file.write(b"?")
-        with pytest.raises(StoreUnavailable, match=r"item.pages has \d+ bytes; release demo@1 must have 288000"):
-            fetch(backend, bundle.name, {"item": np.arange(5)})
-        assert [damage.table for damage in mend(bundle.folder, backend)] == ["item", "raw"]
-        assert [path.stat().st_ino for path in paths] == before
-        check_mended(backend, bundle, url)
-
-    @pytest.mark.parametrize("name", ["item.pages", "raw.ids"])
-    def test_one_that_was_removed(self, backend: Backend, bundle: Bundle, files: Files, url: str, name: str) -> None:
-        (files.folder / name).unlink()
-        (damage,) = publish(bundle.folder, backend).mended
-        assert damage.lost == ((0, damage.pages - 1),)
-        check_mended(backend, bundle, url)
-
-    def test_one_that_is_too_long(self, backend: Backend, bundle: Bundle, files: Files, url: str) -> None:
-        with (files.folder / "item.pages").open("ab") as file:
-            file.write(b"more")
-        assert publish(bundle.folder, backend).mended == (TableDamage("item", ITEM_PAGES, changed=((35, 35),)),)
-        check_mended(backend, bundle, url)
-
-    def test_a_folder_without_manifest_is_in_the_way(self, bundle: Bundle, files: Files, url: str) -> None:
-        (files.folder.parent / "manifest.json").unlink()
-        with open_backend(url) as another:
-            with pytest.raises(StoreNotReady, match=r"releases/demo@1 is in the way, and no release"):
-                publish(bundle.folder, another)
-            shutil.rmtree(files.folder.parent)
-            assert publish(bundle.folder, another).new
-        with open_backend(url) as another:
-            check_release(another, bundle)
-
-    def test_a_file_that_was_cut_has_its_size_last(
-        self, backend: Backend, bundle: Bundle, files: Files, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Or those who read would take the zeros between for rows: after every write, what is found is right."""
-        files.cut("item", 5)
-        files.lose("user", 2)
-        pwrite = os.pwrite
-        statuses: list[str] = []
-
-        def watched(handle: int, content: bytes, at: int) -> int:
-            written = pwrite(handle, bytes(content)[:3000], at)
-            for table in ("item", "user"):
-                try:
-                    fetched = fetch(backend, bundle.name, {table: np.arange(1300)})[table][0]
-                except StoreUnavailable:
-                    statuses.append("unavailable")
-                else:
-                    statuses.append("whole")
-                    content = (bundle.folder / "tables" / f"{table}.pages").read_bytes()
-                    assert content[: fetched.size] == fetched.tobytes()
-            return written
-
-        monkeypatch.setattr(os, "pwrite", watched)
-        mend(bundle.folder, backend)
-        assert statuses.count("unavailable") > 50
-        assert statuses[-2:] == ["whole", "whole"]
 
 
 def test_damage_in_words() -> None:
