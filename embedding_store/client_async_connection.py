@@ -38,6 +38,8 @@ class AsyncConnection(asyncio.BufferedProtocol):
         self._reply = ReplyReader(exchange.length)
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.writelines(exchange.request(seconds))
+        if exchange.meanwhile is not None:
+            exchange.meanwhile(self._reply.reserved)
         reply = await self._answer
         self.usable = self._end is None
         return reply.content()

@@ -33,10 +33,12 @@ Parts = Sequence[bytes | bytearray | memoryview]
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One command. request: what to send, where the answer may take so many seconds. length: of the string that
-    answers it, where that is known."""
+    answers it, where that is known. meanwhile: to be called when the request is sent, with the place that the string
+    will be received in, uint8 [length]; the sidecar works at that time, and this process has nothing else to do."""
 
     request: Callable[[float], Parts]
     length: int | None = None
+    meanwhile: Callable[[NDArray[np.uint8]], None] | None = None
 
 
 Call: TypeAlias = Generator[Exchange, NDArray[np.uint8], _T]
@@ -75,16 +77,23 @@ class SidecarCalls:
             opening = b"*2\r\n$9\r\nTR.LOOKUP\r\n$%d\r\n" % (len(head) + distinct.nbytes)
             return opening + head, distinct.data.cast("B"), b"\r\n"
 
-        payload = yield Exchange(request, places.bytes)
-        status = reply_layout.read(payload, counts, places)
-        tables, first, first_asked = {}, 0, 0
-        for table, start, count, width, count_asked in zip(
-            ids, places.starts, counts, reply_layout.row_bytes, asked_counts, strict=True
-        ):
-            rows = payload[start : start + count * width].reshape(count, width)
-            last, last_asked = first + count, first_asked + count_asked
-            tables[table] = TableRows(rows, status[first:last], index[first_asked:last_asked])
-            first, first_asked = last, last_asked
+        tables: dict[str, TableRows] = {}
+        reply_head = bytearray()
+
+        def lay_out(payload: NDArray[np.uint8]) -> None:
+            reply_head[:] = reply_layout.head(counts)
+            status = payload[places.status :]
+            first = first_asked = 0
+            for table, start, count, width, count_asked in zip(
+                ids, places.starts, counts, reply_layout.row_bytes, asked_counts, strict=True
+            ):
+                rows = payload[start : start + count * width].reshape(count, width)
+                last, last_asked = first + count, first_asked + count_asked
+                tables[table] = TableRows(rows, status[first:last], index[first_asked:last_asked])
+                first, first_asked = last, last_asked
+
+        payload = yield Exchange(request, places.bytes, lay_out)
+        reply_layout.check(payload, reply_head, places, len(distinct))
         return LookupReply(release, tables)
 
     def _layout(self, release: str, tables: tuple[str, ...]) -> Call[tuple[RequestLayout, ReplyLayout]]:

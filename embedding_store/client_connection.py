@@ -48,16 +48,19 @@ class Connection:
     def exchange(self, exchange: Exchange, deadline: float) -> NDArray[np.uint8]:
         """The reply's content, uint8 [n]. Raises ErrorReplyError and ProtocolError, too."""
         self.usable = False
-        reply = ReplyReader(exchange.length)
         try:
             self._send(exchange.request(_left(deadline)), deadline)
         except ConnectionError:  # a sidecar that turns a connection away says why before it closes
+            reply = ReplyReader(exchange.length)
             if not self._receive(reply, deadline):
                 raise
-        else:
-            if not self._receive(reply, deadline):
-                raise ConnectionResetError("the sidecar closed the connection")
-            self.usable = True
+            return reply.content()
+        reply = ReplyReader(exchange.length)
+        if exchange.meanwhile is not None:
+            exchange.meanwhile(reply.reserved)
+        if not self._receive(reply, deadline):
+            raise ConnectionResetError("the sidecar closed the connection")
+        self.usable = True
         return reply.content()
 
     def _receive(self, reply: ReplyReader, deadline: float) -> bool:

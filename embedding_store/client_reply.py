@@ -41,6 +41,11 @@ class ReplyReader:
         self._content: tuple[int, int] | None = None  # once the first line is read: where the content begins and ends
         self._end = 0  # of the whole reply, once known
 
+    @property
+    def reserved(self) -> NDArray[np.uint8]:
+        """Where the content will be, uint8 [length], if the length was known."""
+        return self._bytes[len(self._bytes) - 2 - (self._expected or 0) : -2]
+
     def buffer(self) -> memoryview:
         """Where the next bytes belong; never empty before the reply is whole."""
         return self._bytes.data[self._position :]

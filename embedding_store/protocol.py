@@ -46,6 +46,7 @@ _TIMEOUT_AT = 8
 _WORD = np.dtype("<u4")
 _ENTRY_BYTES = 8
 _INT64 = np.dtype("<i8")
+_STATUSES = bytes(range(STALE + 1))
 
 
 def padded(length: int) -> int:
@@ -182,35 +183,30 @@ class ReplyLayout:
         self._directory(head)[::2] = counts
         return head
 
-    def read(self, payload: NDArray[np.uint8], counts: Sequence[int], places: ReplyPlaces) -> NDArray[np.uint8]:
-        """The status of all rows, uint8 [n], a view, where `counts` were asked for.
-
-        Raises ProtocolError where the reply is another's.
-        """
+    def check(self, payload: NDArray[np.uint8], head: bytearray, places: ReplyPlaces, rows: int) -> None:
+        """Raises ProtocolError where it is not the reply to a look-up of `rows` ids with this `head` and `places`."""
         if len(payload) != places.bytes:
             raise ProtocolError(f"reply of {len(payload)} bytes; the look-up's answer has {places.bytes}")
-        found = payload[: len(self._head)].tobytes()
-        if found != self.head(counts):
-            raise self._other_reply(found, counts)
-        status = payload[places.status : places.status + sum(counts)]
-        if len(status) and status.max() > STALE:
-            raise ProtocolError(f"reply has a row of status {status.max()}; known are 0 to {STALE}")
-        return status
+        found = payload[: len(head)].tobytes()
+        if found != head:
+            raise self._other_reply(found, head)
+        unknown = payload[places.status : places.status + rows].tobytes().translate(None, _STATUSES)
+        if unknown:
+            raise ProtocolError(f"reply has a row of status {unknown[0]}; known are 0 to {STALE}")
 
     def _directory(self, payload: bytes | bytearray) -> NDArray[np.uint32]:
         return np.frombuffer(payload, _WORD, 2 * len(self.row_bytes), _HEADER.size)
 
-    def _other_reply(self, head: bytes, counts: Sequence[int]) -> ProtocolError:
+    def _other_reply(self, found: bytes, head: bytearray) -> ProtocolError:
         try:
-            tables, release_bytes, _ = _read_header(head, REPLY_MAGIC, "reply")
+            tables, release_bytes, _ = _read_header(found, REPLY_MAGIC, "reply")
         except ProtocolError as error:
             return error
-        found = self._directory(head).reshape(-1, 2).tolist()[:20]
-        asked = list(zip(counts, self.row_bytes, strict=True))[:20]
-        name = head[_HEADER.size + len(counts) * _ENTRY_BYTES :]
+        shapes, asked = (self._directory(content).reshape(-1, 2).tolist()[:20] for content in (found, head))
+        name = found[_HEADER.size + len(self.row_bytes) * _ENTRY_BYTES :]
         return ProtocolError(
-            f"reply of {tables} tables, rows and row bytes {found}, of release {name!r} with {release_bytes} bytes; "
-            f"asked: {len(counts)} tables, {asked}, of {self.release}"
+            f"reply of {tables} tables, rows and row bytes {shapes}, of release {name!r} with {release_bytes} bytes; "
+            f"asked: {len(self.row_bytes)} tables, {asked}, of {self.release}"
         )
 
 

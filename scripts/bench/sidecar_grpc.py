@@ -57,7 +57,10 @@ class GrpcClient(EmbeddingLookup):
                     continue
                 head, distinct, _ = exchange.request(seconds)
                 frame = bytes(head[head.index(REQUEST_MAGIC) :]) + distinct
-                exchange = call.send(np.frombuffer(self._lookup(frame, timeout=seconds), np.uint8))
+                content = np.frombuffer(self._lookup(frame, timeout=seconds), np.uint8)
+                if exchange.meanwhile is not None:
+                    exchange.meanwhile(content)  # gRPC says only now where the reply is
+                exchange = call.send(content)
         except StopIteration as returned:
             result: LookupReply = returned.value
             return result

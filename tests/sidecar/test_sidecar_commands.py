@@ -56,7 +56,8 @@ def test_redis_py_looks_up(connected, release) -> None:  # type: ignore[no-untyp
     payload = connected.execute_command("TR.LOOKUP", encode_request("feed@v1", ids))
     layout = ReplyLayout("feed@v1", [release.manifest.table(name).row_bytes for name in ids])
     places = layout.places([300] * len(ids))
-    statuses = layout.read(np.frombuffer(payload, np.uint8), [300] * len(ids), places).reshape(len(ids), 300)
+    layout.check(np.frombuffer(payload, np.uint8), layout.head([300] * len(ids)), places, 300 * len(ids))
+    statuses = np.frombuffer(payload, np.uint8, 300 * len(ids), places.status).reshape(len(ids), 300)
     for (name, wanted), start, status in zip(ids.items(), places.starts, statuses, strict=True):
         rows = np.frombuffer(payload, np.float16, release.tables[name].shape[1] * 300, start).reshape(300, -1)
         np.testing.assert_array_equal(rows, release.expected(name, wanted))
