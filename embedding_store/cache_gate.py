@@ -32,10 +32,10 @@ class Gate:
     @contextmanager
     def closing(self) -> Iterator[None]:
         """Waits for those who are inside, and lets nobody in. One thread at a time."""
-        with self._changed:
-            self._closed = True
-            self._changed.wait_for(lambda: not self._inside)
         try:
+            with self._changed:
+                self._closed = True
+                self._changed.wait_for(lambda: not self._inside)
             yield
         finally:
             with self._changed:

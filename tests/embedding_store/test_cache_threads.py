@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -111,4 +113,21 @@ def test_the_gate() -> None:
     assert not gate.enter()
     done.set()
     rearranging.join()
+    assert gate.enter()
+
+
+def test_the_gate_opens_again_when_the_wait_for_readers_is_interrupted() -> None:
+    gate = Gate()
+    assert gate.enter()
+
+    def interrupt() -> None:
+        while not gate.closed:
+            threading.Event().wait(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    with pytest.raises(KeyboardInterrupt), gate.closing():
+        pass
+    interrupting.join()
     assert gate.enter()
