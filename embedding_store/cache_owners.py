@@ -28,6 +28,7 @@ from embedding_store.cache_columns import (
     RELEASE,
     SALT,
     SPARSE,
+    TABLE_COLUMNS,
 )
 from embedding_store.release import ReleaseManifest
 from embedding_store.release_view import default_row
@@ -70,7 +71,8 @@ class Owners:
         self.lines = lines[start : start + _PLACES * OWNER_COLUMNS].reshape(_PLACES, OWNER_COLUMNS)
         self._free = deque(range(1, _PLACES))  # 0 would make the number 0, an empty way's
         self._generation = np.zeros(_PLACES, np.int64)
-        self._names: dict[str, int] = {}  # of releases and models
+        self._releases = 0  # so far
+        self._models: dict[str, int] = {}
 
     def add(self, manifest: ReleaseManifest, classes: list[int], salts: list[int]) -> CachedTables:
         """classes, salts: of the manifest's tables, see `cache_columns` and `cache_set.set_number`.
@@ -80,18 +82,20 @@ class Owners:
         tables = manifest.tables
         if len(tables) > len(self._free):
             raise ValueError(f"{manifest.name}: the cache knows at most {_PLACES - 1} tables of all releases in use")
-        columns = np.zeros((len(tables), 6), np.int64)
+        columns = np.zeros((len(tables), TABLE_COLUMNS), np.int64)
         columns[:, CLASS] = classes
         columns[:, SALT] = salts
         columns[:, SPARSE] = [table.sparse for table in tables]
         widths = np.array([table.row_bytes for table in tables], np.int64)
         columns[:, DEFAULT] = np.cumsum(widths) - widths
+        self._releases += 1
+        model = self._models.setdefault(manifest.model, len(self._models) + 1)
         for table in columns:
             place = self._free.popleft()
             table[PLACE], table[OWNER] = place, self._generation[place] << PLACE_BITS | place
             line = self.lines[place]
             line[:] = 0
-            line[[RELEASE, MODEL]] = self._number(manifest.name), self._number(manifest.model)
+            line[[RELEASE, MODEL]] = self._releases, model
             line[[HELD_SALT, HELD_SPARSE]] = table[SALT], table[SPARSE]
             line[HELD_BY] = table[OWNER]
         defaults = [default_row(table) for table in tables]
@@ -114,6 +118,3 @@ class Owners:
                 tables.manifest.tables, counters, strict=True
             )
         }
-
-    def _number(self, name: str) -> int:
-        return self._names.setdefault(name, len(self._names) + 1)

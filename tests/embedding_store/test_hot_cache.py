@@ -240,6 +240,19 @@ def test_releases_come_and_go() -> None:
             assert stats.releases[asked.manifest.name][table.name].entries == held
 
 
+def test_releases_that_came_and_went_leave_nothing_behind() -> None:
+    cache = HotCache(100_000)
+    table = table_of("t", 100, 24)
+    sizes = set()
+    for number in range(300):
+        name = manifest_of(table, version=f"{number:03d}")
+        cache.tables(name)
+        cache.forget(name.name)
+        if number >= 100:
+            sizes.add(sum(len(held) for held in vars(cache._owners).values() if isinstance(held, dict)))
+    assert sizes == {1}  # the model
+
+
 def test_what_cannot_be() -> None:
     with pytest.raises(ValueError, match="-1 bytes; accepted: 0"):
         HotCache(-1)
