@@ -66,7 +66,7 @@ class Fallback:
             if len(left):
                 raise StoreUnavailable(self._refusal(lookup, left, f"policy {','.join(steps)}"))
         if defaults > self._max_default_share * len(lookup.batch.ids):
-            limit = f"at most {self._max_default_share:.0%} may be default rows"
+            limit = f"at most {100 * self._max_default_share:g}% may be default rows"
             raise StoreUnavailable(self._refusal(lookup, positions, limit))
 
     def _refusal(self, lookup: Degraded, left: NDArray[np.int64], reason: str) -> str:

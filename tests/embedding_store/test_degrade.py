@@ -110,6 +110,12 @@ def test_too_many_default_rows_are_an_error(store: EmbeddingStore, new: Bundle) 
         store.lookup(new.name, {"item": np.append(ids, 2997)})
 
 
+@policies(DegradePolicy(("default",), max_default_share=0.004))
+def test_the_limit_is_told_as_it_was_set(store: EmbeddingStore, new: Bundle) -> None:
+    with pytest.raises(StoreUnavailable, match=r"'item' 1 \(at most 0\.4% may be default rows\)"):
+        store.lookup(new.name, {"item": np.array([2999])})
+
+
 @policies(DegradePolicy(("previous", "default")))
 def test_the_earliest_release_has_none_before_it(store: EmbeddingStore, old: Bundle) -> None:
     assert store.lookup(old.name, IDS).tables["item"].status.tolist() == [FOUND, FOUND, UNAVAILABLE]
