@@ -82,6 +82,8 @@ class SidecarClient(EmbeddingLookup):
         except StopIteration as returned:
             result: _T = returned.value
             return result
+        except StoreUnavailable:
+            raise  # of this client itself
         except Failure as error:
             raise explained(error, self.address, seconds) from error
 

@@ -14,8 +14,6 @@ def explained(error: Exception, address: str, seconds: float) -> StoreError:
         return type(error.error)(f"{address}: {error.error}")
     if isinstance(error, ProtocolError):
         return ProtocolError(f"{address}: {error}")
-    if isinstance(error, StoreUnavailable):  # of this client itself, which named the address
-        return error
     if isinstance(error, TimeoutError):
         return StoreUnavailable(f"{address}: no answer within {seconds:.3f} s")
     return StoreUnavailable(f"{address} cannot be reached: {getattr(error, 'strerror', None) or error}")
