@@ -8,8 +8,6 @@ redis+cluster://[USER[:PASSWORD]@]HOST[:PORT][,HOST[:PORT]…]      rediss+clust
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from embedding_store.backend import Backend
 from embedding_store.degrade import DegradePolicy
 from embedding_store.errors import InvalidStoreURL
@@ -35,7 +33,7 @@ def open_backend(url: str) -> Backend:
         return RedisBackend(parse_redis_url(url))
     accepted = ", ".join(f"{name}://" for name in ("memmap", *REDIS_SCHEMES))
     # Only the scheme is repeated: the rest may hold a password.
-    raise InvalidStoreURL(f"store URL has scheme {urlsplit(url).scheme or None!r}; accepted: {accepted}")
+    raise InvalidStoreURL(f"store URL has scheme {scheme or None!r}; accepted: {accepted}")
 
 
 def open_store(url: str, *, cache_bytes: int = 0, degrade: DegradePolicy | None = None) -> EmbeddingStore:

@@ -34,7 +34,7 @@ from embedding_store.codec import check_name
 from embedding_store.errors import InvalidRelease, InvalidStoreURL
 
 PASSWORD_VARIABLE = "TORCHRANK_REDIS_PASSWORD"
-_ESCAPE = "a password with / : @ # ? in it must be escaped (%2F %3A %40 %23 %3F)"
+_ESCAPE = "a password with / : @ # ? [ ] in it must be escaped (%2F %3A %40 %23 %3F %5B %5D)"
 _OPTIONS = (
     "db", "prefix", "timeout", "connect_timeout", "connections", "replicas", "password_file", "ca_file", "cert_file",
     "key_file",
@@ -83,7 +83,7 @@ class RedisAddress:
 
 def parse_redis_url(url: str) -> RedisAddress:
     """Raises InvalidStoreURL, whose message does not repeat the URL: it may hold a password."""
-    parts = urlsplit(url)
+    parts = _split(url)
     if (
         parts.fragment or "@" in parts.path + parts.query
     ):  # the rest of a password; messages below may quote these parts
@@ -111,6 +111,13 @@ def parse_redis_url(url: str) -> RedisAddress:
         connect_timeout=_seconds("connect_timeout", options.get("connect_timeout", "2")),
         connections=_connections(options.get("connections", "16")),
     )
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # whose message may repeat all of it
+        raise InvalidStoreURL(f"the store URL has brackets or letters that no host has; {_ESCAPE}") from None
 
 
 def _options(parts: SplitResult) -> dict[str, str]:
@@ -168,7 +175,7 @@ def _database(parts: SplitResult, cluster: bool, option: str | None) -> int:
     if path and option is not None:
         raise InvalidStoreURL("the store URL gives the database twice, in the path and as db")
     text = path or option or "0"
-    if not text.isascii() or not text.isdigit():
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise InvalidStoreURL(f"the store URL's database is {text!r}; accepted: a number")
     if cluster and int(text):
         raise InvalidStoreURL(f"the store URL's database is {text!r}; a cluster has only database 0")
