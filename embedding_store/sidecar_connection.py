@@ -1,7 +1,7 @@
 """One connection of the sidecar: bytes to commands, replies to bytes, in the order in which they were asked.
 
-A connection runs one command at a time. While one waits in a thread, or the peer does not read its replies, nothing
-more is read from the socket: a peer can make the sidecar hold one frame and a few replies, not more.
+A connection runs one command at a time. While one waits in a thread, or for its turn, or the peer does not read its
+replies, nothing more is read from the socket: a peer can make the sidecar hold one frame and a few replies, not more.
 """
 
 from __future__ import annotations
@@ -135,12 +135,12 @@ class Connection(asyncio.Protocol):
             if self._held:
                 return
         self._scheduled = True
+        self._set_reading()
         self._loop.call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
         self._scheduled = False
-        if not self._held:
-            self._turn()
+        self._go_on()
 
     def _answered(self, future: asyncio.Future[Reply]) -> None:
         self._waiting = False
@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _set_reading(self) -> None:
-        wanted = not (self._waiting or self._full)
+        wanted = not (self._waiting or self._full or self._scheduled)
         if wanted and not self._reading:
             self._transport.resume_reading()
         elif not wanted and self._reading:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from contextlib import ExitStack
 
@@ -110,3 +112,25 @@ def test_no_time_out_where_none_is_wanted(start) -> None:  # type: ignore[no-unt
         time.sleep(1.0)
         raw.sendall(PING)
         assert raw.recv(100) == PONG
+
+
+def test_commands_that_wait_for_their_turn_are_not_heaped_up(start) -> None:  # type: ignore[no-untyped-def]
+    """A peer that sends small commands faster than they are answered, and reads its replies, is slowed down."""
+    process = start()
+    piece, pieces, answered = PING * 2000, 300, 0
+
+    def read(raw: socket.socket) -> None:
+        nonlocal answered
+        while answered < pieces * 2000 * len(PONG) and (chunk := raw.recv(1 << 20)):
+            answered += len(chunk)
+
+    with connect(process.socket) as raw:
+        reader = threading.Thread(target=read, args=(raw,))
+        reader.start()
+        most = 0
+        for sent in range(1, pieces + 1):
+            raw.sendall(piece)
+            most = max(most, sent * len(piece) - answered // len(PONG) * len(PING))
+        reader.join()
+    assert answered == pieces * 2000 * len(PONG)
+    assert most < 4 << 20, f"{most:,} bytes of commands were taken and not answered yet"
