@@ -18,6 +18,7 @@ T = TypeVar("T")
 Wait = tuple[int, int, float]
 Talk = Generator[Wait, int, T]
 
+_LONGEST_POLL = 3600.0  # seconds: poll takes no more milliseconds than a C int holds; who still waits is polled again
 NOTHING = -1  # the descriptor of one who waits for the time only
 
 
@@ -82,5 +83,5 @@ class Talks:
             first = min(first, until)
             if descriptor != NOTHING:
                 poller.register(descriptor, events)
-        milliseconds = math.ceil((first - time.monotonic()) * 1000)
-        return dict(poller.poll(max(0, milliseconds)))
+        seconds = min(first - time.monotonic(), _LONGEST_POLL)
+        return dict(poller.poll(max(0, math.ceil(seconds * 1000))))

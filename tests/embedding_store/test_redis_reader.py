@@ -3,6 +3,7 @@ every row is right or flagged, and service resumes."""
 
 from __future__ import annotations
 
+import math
 import socket
 import subprocess
 import sys
@@ -97,6 +98,12 @@ def test_a_server_that_never_ends_does_not_hold_a_caller_beyond_its_deadline(
         assert time.monotonic() - began < 2
         assert f"{backend.address} did not answer in full within 0.5 s" in str(fetched.error)
         assert 0 < (fetched.status == FOUND).sum() < ROWS  # what came in time
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 0xFFFFFFFF / 1000])
+def test_a_deadline_that_is_far_off(backend: Backend, bundle: Bundle, timeout: float) -> None:
+    """As far as the sidecar's protocol can say, and farther."""
+    assert fetch_all(backend, bundle, timeout=timeout).error is None
 
 
 @pytest.mark.parametrize("whole_rows", [0, 1, 40])
