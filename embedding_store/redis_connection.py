@@ -216,8 +216,8 @@ def _shake_hands(connected: ssl.SSLSocket, limit: float) -> Talk[None]:
 
 
 def _greeting(address: RedisAddress) -> Iterator[tuple[str, ...]]:
-    if address.password is not None:
-        yield ("AUTH", address.username or "default", address.password)
+    if address.username is not None or address.password is not None:  # a user may have no password
+        yield ("AUTH", address.username or "default", address.password or "")
     if address.db:
         yield ("SELECT", str(address.db))
     if address.replicas:

@@ -153,6 +153,16 @@ def test_wrong_credentials_are_refused_without_showing_them(guarded: RedisServer
         assert SECRET not in everything_shown(caught.value)
 
 
+def test_a_user_without_a_password(redis_server: RedisServer, bundle: Bundle) -> None:
+    """Rows are read as the user of the URL, not as `default`, who may do nothing here."""
+    with redis_server.client() as client:
+        client.execute_command("ACL SETUSER someone on nopass ~* +@all")
+        client.execute_command("ACL SETUSER default off")
+    with open_backend(f"redis+unix://someone@{redis_server.socket}") as backend:
+        publish(bundle.folder, backend)
+        assert fetch(backend, bundle.name, IDS)["item"][1].all()
+
+
 def test_other_keys_are_left_alone_and_ours_are_where_they_should_be(redis_server: RedisServer, bundle: Bundle) -> None:
     with redis_server.client() as client:
         client.set("somebody:else", "1")
