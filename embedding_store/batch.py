@@ -49,11 +49,6 @@ class IdBatch:
         """The ids at these positions, int64 [k] ascending; every table stays, maybe with none."""
         return IdBatch(self.tables, *_select(self.counts, self.ids, positions))
 
-    def by_table(self) -> Mapping[int, NDArray[np.int64]]:
-        """Views by the table's place, without those that have no ids."""
-        parts = np.split(self.ids, np.cumsum(self.counts)[:-1]) if len(self.counts) else []
-        return {int(table): ids for table, ids in zip(self.tables, parts, strict=True) if len(ids)}
-
 
 @dataclass(frozen=True, slots=True)
 class FetchedRows:

@@ -94,7 +94,7 @@ class EmbeddingStore(EmbeddingLookup):
         batch = IdBatch(asked.tables, counts, unique)
         starts = row_starts(batch, serving.view.widths)
         out, status = np.empty(starts[-1], np.uint8), np.empty(len(unique), np.uint8)
-        misses = self._begin(serving, batch, out, starts, status)
+        misses = self.begin(release, batch, out, starts, status)
         serving.counts.asked(asked, batch, index, None if misses is None else misses.positions)
         if misses is not None:
             self.finish(misses, timeout=timeout)
@@ -119,16 +119,7 @@ class EmbeddingStore(EmbeddingLookup):
         The i-th id of the batch's k-th table gets its row at out[starts[k] + i · row_bytes …] (uint8, flat) and its
         status in `status`, uint8 [n]. None: that was all. Ids may repeat. Raises UnknownRelease, StoreUnavailable.
         """
-        return self._begin(self._serving(release), batch, out, starts, status)
-
-    def _begin(
-        self,
-        serving: _Served,
-        batch: IdBatch,
-        out: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-        status: NDArray[np.uint8],
-    ) -> Misses | None:
+        serving = self._serving(release)
         positions = self._cache.probe(serving.cached, batch, out, starts, status)
         if len(positions):
             return Misses(serving, batch, out, starts, status, positions)
