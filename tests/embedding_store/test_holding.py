@@ -24,8 +24,8 @@ def test_a_release_that_is_read_is_pinned_again_and_again(redis_server: RedisSer
         for version in "12":
             publish(make_bundle(tmp_path / version, 1, version=version, tables=TABLES).folder, other)
             activate(other, f"demo@{version}")
-        with Hold(backend, ["demo@1"], seconds=0.6):
-            time.sleep(1.5)  # longer than a pin holds
+        with Hold(backend, ["demo@1"], seconds=1.5):
+            time.sleep(2.5)  # longer than a pin holds
             assert other.pins().keys() == {"demo@1"}
             assert not any(decision.removed for decision in collect(other, keep=0, grace=0))
         assert other.pins() == {}
