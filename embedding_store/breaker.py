@@ -23,6 +23,7 @@ class Breaker:
         self._clock = clock
         self._failures = 0
         self._probes = 0
+        self._trying = False  # somebody does, who has not reported yet
         self._closed_until = 0.0  # before that nobody may ask; of an open breaker
         self._reason = ""
         self._lock = threading.Lock()
@@ -50,16 +51,25 @@ class Breaker:
             if now < self._closed_until:
                 return 0.0
             self._probes += 1
+            self._trying = True
             self._closed_until = now + PROBE_SECONDS  # should this caller never come back
             return PROBE_SECONDS
 
     def succeeded(self) -> None:
         with self._lock:
             self._failures = self._probes = 0
+            self._trying = False
+
+    def undecided(self) -> None:
+        """A caller found out neither. Where it was the one who tried, another may."""
+        with self._lock:
+            if self._trying:
+                self._trying, self._closed_until = False, self._clock()
 
     def failed(self, reason: str) -> None:
         with self._lock:
             self._failures += 1
+            self._trying = False
             self._reason = reason
             if self.open:
                 pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._probes, 10))

@@ -27,6 +27,7 @@ T = TypeVar("T")
 Exchange = Callable[[RedisConnection], Talk[T]]
 
 _BUSY_PAUSE = 0.001  # seconds between looks whether a connection has become free
+_FAIR_WAIT = 0.005  # seconds: that nothing came in less time says something of the caller, not of the server
 _NOT_SERVING = ("LOADING", "MASTERDOWN")  # error replies of a server that has no data, or none that it may show
 
 
@@ -121,15 +122,21 @@ class RedisNode:
         try:
             result = yield from self._on_a_connection(exchange, limit)
         except _BusyError as error:
+            self.breaker.undecided()
             busy = f"all {self.address.connections} connections to {self} were in use for {limit - now:.2g} s"
             raise StoreUnavailable(busy) from error
         except ConnectionRefusedByNode as error:
             raise self._failed(f"{self} refused the connection: {error}") from error
         except _SlowError as error:
+            self.breaker.succeeded()
             raise StoreUnavailable(f"{self} did not answer in full within {limit - now:.2g} s") from error
         except TimeoutError as error:
             waited = min(limit, time.monotonic()) - now  # less where it was the time for connecting that ran out
-            raise self._failed(f"{self} did not answer within {waited:.2g} s") from error
+            silent = f"{self} did not answer within {waited:.2g} s"
+            if waited < _FAIR_WAIT:
+                self.breaker.undecided()
+                raise StoreUnavailable(silent) from error
+            raise self._failed(silent) from error
         except ProtocolError as error:
             raise self._failed(f"{self} answered what is no reply to the question: {error}") from error
         except (OSError, hiredis.HiredisError) as error:

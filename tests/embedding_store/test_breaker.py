@@ -18,6 +18,7 @@ from embedding_store.open import open_backend
 from embedding_store.publish import publish
 from tests.embedding_store.bundles import Bundle, make_bundle
 from tests.redis_server import RedisServer
+from tests.tcp_proxy import TcpProxy
 
 SECONDS = 5.0  # within which service must resume
 
@@ -80,6 +81,20 @@ def test_a_caller_that_never_reports_does_not_keep_it_open() -> None:
     assert breaker.allowance() == PROBE_SECONDS
     clock.now += PROBE_SECONDS
     assert breaker.allowance() == PROBE_SECONDS
+
+
+def test_where_one_who_tried_found_out_nothing_another_tries() -> None:
+    clock = Clock()
+    breaker = opened(clock)
+    clock.now += 0.2
+    for _ in range(3):
+        assert breaker.allowance() == PROBE_SECONDS
+        assert breaker.allowance() == 0
+        breaker.undecided()
+    assert breaker.open
+    breaker.failed("late")
+    breaker.undecided()  # of an older call: the pause after a failure stays
+    assert breaker.allowance() == 0
 
 
 def test_of_many_callers_at_one_moment_one_tries() -> None:
@@ -150,3 +165,35 @@ def test_what_was_asked_of_a_server_is_counted(redis_server: RedisServer, bundle
         assert len(node.buckets) == len(FETCH_BUCKETS) + 1
         assert sum(node.buckets) == 10
         assert 0 < node.seconds < 10
+
+
+def test_callers_without_patience_do_not_shut_out_those_who_have_some(
+    redis_server: RedisServer, bundle: Bundle
+) -> None:
+    """The server is well; only no answer can be there within a few microseconds."""
+    ids = batch_of(bundle.manifest, {"item": np.arange(100)})
+    with open_backend(redis_server.tcp_url) as backend:
+        publish(bundle.folder, backend)
+        assert backend.fetch(bundle.name, ids).error is None
+        for _ in range(20):
+            hurried = [backend.fetch(bundle.name, ids, timeout=0.00005) for _ in range(FAILURES)]
+            assert any(fetched.error for fetched in hurried)
+            assert backend.fetch(bundle.name, ids, timeout=5).error is None
+
+
+def test_an_open_breaker_closes_where_an_answer_is_only_slow(redis_server: RedisServer, bundle: Bundle) -> None:
+    ids = batch_of(bundle.manifest, {"item": np.arange(5000)})
+    with TcpProxy(redis_server.port) as proxy, open_backend(f"redis://127.0.0.1:{proxy.port}") as backend:
+        publish(bundle.folder, backend)
+        assert backend.fetch(bundle.name, ids).error is None
+        redis_server.pause()
+        for _ in range(FAILURES):
+            backend.fetch(bundle.name, ids, timeout=0.05)
+        assert backend.nodes()[0].open
+        redis_server.resume()
+        proxy.bytes_per_second = 20_000
+        began = time.monotonic()
+        while backend.nodes()[0].open:
+            assert backend.fetch(bundle.name, ids, timeout=0.5).error is not None
+            assert time.monotonic() - began < SECONDS
+            time.sleep(0.02)
