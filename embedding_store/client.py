@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ _T = TypeVar("_T")
 
 class SidecarClient(EmbeddingLookup):
     """Thread-safe. Up to `connections` sockets, opened when needed, kept, and opened anew after a sidecar's restart.
+    Of use on both sides of a fork, where no call is under way at that moment.
 
     address: `client_address.parse_address` says which there are. timeout: seconds, for calls that give none of their
     own. Whatever keeps the sidecar from answering in time is a StoreUnavailable that names the address.
@@ -101,14 +103,24 @@ class SidecarClient(EmbeddingLookup):
     def _on_connection(self, exchange: Exchange, deadline: float) -> NDArray[np.uint8]:
         """A kept connection may have died with an earlier sidecar: then once more on a new one, which is safe because
         nothing that this client asks changes anything."""
-        try:
-            kept = self._idle.pop()
-        except IndexError:
+        kept = self._kept()
+        if kept is None:
             return self._on(self._connect(deadline), exchange, deadline)
         try:
             return self._on(kept, exchange, deadline)
         except ConnectionError:
             return self._on(self._connect(deadline), exchange, deadline)
+
+    def _kept(self) -> Connection | None:
+        """After a fork the parent goes on with its sockets: two processes on one would read each other's replies."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            if connection.process == os.getpid():
+                return connection
+            connection.close()
 
     def _on(self, connection: Connection, exchange: Exchange, deadline: float) -> NDArray[np.uint8]:
         try:

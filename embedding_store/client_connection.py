@@ -5,6 +5,7 @@ Deadlines are readings of time.monotonic().
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 
@@ -20,10 +21,12 @@ class Connection:
     """Raises OSError (TimeoutError, ConnectionError …) from every call; who uses it says what that means.
 
     usable: whether the last exchange came to its end, be it an error reply. A late answer would be taken for the next.
+    process: the one that opened it, by id.
     """
 
     def __init__(self, address: Address, deadline: float) -> None:
         self.usable = False
+        self.process = os.getpid()
         if address.path:
             self._socket = socket.socket(socket.AF_UNIX)
         else:
