@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from embedding_store import bundle as bundle_files
 from embedding_store.backend import Backend
 from embedding_store.open import open_backend
+from embedding_store.publish import publish
+from tests.embedding_store.bundles import Bundle, make_bundle
+from tests.embedding_store.damage import TABLES
 
 # A test that takes `url_of` or `url` runs on real servers: those of the kinds that it names.
 StoreUrl = Callable[[str], str]
@@ -43,3 +47,19 @@ def opened() -> Iterator[Callable[[str], Backend]]:
     yield open_one
     for backend in backends:
         backend.close()
+
+
+@pytest.fixture
+def backend(url: str) -> Iterator[Backend]:
+    """Of the module's `url`."""
+    with open_backend(url) as backend:
+        yield backend
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """Published, in many chunks: a release to be damaged."""
+    monkeypatch.setattr(bundle_files, "_CHUNK_BYTES", 16_384)
+    made = make_bundle(tmp_path / "bundle", seed=11, tables=TABLES)
+    publish(made.folder, backend)
+    return made

@@ -11,6 +11,14 @@ from embedding_store.memmap import MemmapBackend
 from embedding_store.redis_backend import RedisBackend
 from embedding_store.redis_keys import page_key
 from embedding_store.release import ReleaseManifest
+from tests.embedding_store.bundles import TestTable
+
+TABLES = (
+    TestTable("item", "fp16", rows=9000, dim=16, hot=500),
+    TestTable("raw", "fp32", rows=4000, dim=8, hot=20, sparse=True),
+    TestTable("user", "fp32", rows=1300, dim=32, hot=10, default=True),
+)
+ITEM_PAGES = 36
 
 
 @dataclass

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from embedding_store import bundle as bundle_files
 from embedding_store.backend import Backend
 from embedding_store.errors import InvalidRelease, ReleaseConflict, UnknownRelease
 from embedding_store.gc import collect
 from embedding_store.mend import TableDamage, check, mend
 from embedding_store.open import open_backend
 from embedding_store.publish import Published, publish
-from tests.embedding_store.bundles import Bundle, TestTable, check_release, make_bundle
+from tests.embedding_store.bundles import Bundle, check_release, make_bundle
 from tests.embedding_store.conftest import StoreUrl
-from tests.embedding_store.damage import Files, Keys, damager
+from tests.embedding_store.damage import ITEM_PAGES, TABLES, Files, Keys, damager
 
 KINDS = ("memmap", "redis", "redis+cluster")
-TABLES = (
-    TestTable("item", "fp16", rows=9000, dim=16, hot=500),
-    TestTable("raw", "fp32", rows=4000, dim=8, hot=20, sparse=True),
-    TestTable("user", "fp32", rows=1300, dim=32, hot=10, default=True),
-)
-ITEM_PAGES = 36
 # What is done -> what is found. Rows behind a page that was lost or cut are gone too.
 DAMAGES: dict[str, tuple[Callable[[Keys | Files], None], TableDamage]] = {
     "lost pages": (lambda it: it.lose("item", 30), TableDamage("item", ITEM_PAGES, lost=((30, 35),))),
@@ -41,21 +34,6 @@ CHANGES: dict[str, tuple[Callable[[Keys | Files], None], TableDamage]] = {
 @pytest.fixture(params=KINDS)
 def url(request: pytest.FixtureRequest, url_of: StoreUrl) -> str:
     return url_of(request.param)
-
-
-@pytest.fixture
-def backend(url: str) -> Iterator[Backend]:
-    with open_backend(url) as backend:
-        yield backend
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """Published; of many chunks."""
-    monkeypatch.setattr(bundle_files, "_CHUNK_BYTES", 16_384)
-    made = make_bundle(tmp_path / "bundle", seed=11, tables=TABLES)
-    publish(made.folder, backend)
-    return made
 
 
 def check_mended(backend: Backend, bundle: Bundle, url: str) -> None:

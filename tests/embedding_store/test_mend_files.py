@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from embedding_store import bundle as bundle_files
 from embedding_store.backend import Backend
 from embedding_store.errors import StoreNotReady, StoreUnavailable
 from embedding_store.mend import TableDamage, mend
 from embedding_store.open import open_backend
 from embedding_store.publish import publish
-from tests.embedding_store.bundles import Bundle, check_release, fetch, make_bundle
+from tests.embedding_store.bundles import Bundle, check_release, fetch
 from tests.embedding_store.conftest import StoreUrl
-from tests.embedding_store.damage import Files, damager
-from tests.embedding_store.test_mend import ITEM_PAGES, TABLES, check_mended
-
-
-@pytest.fixture
-def backend(url: str) -> Iterator[Backend]:
-    with open_backend(url) as backend:
-        yield backend
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """Published; of many chunks."""
-    monkeypatch.setattr(bundle_files, "_CHUNK_BYTES", 16_384)
-    made = make_bundle(tmp_path / "bundle", seed=11, tables=TABLES)
-    publish(made.folder, backend)
-    return made
+from tests.embedding_store.damage import ITEM_PAGES, Files, damager
+from tests.embedding_store.test_mend import check_mended
 
 
 @pytest.fixture

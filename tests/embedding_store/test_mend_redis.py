@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from embedding_store import bundle as bundle_files
 from embedding_store.backend import Backend
 from embedding_store.chunks import Chunk
 from embedding_store.errors import InvalidRelease, StoreNotReady
 from embedding_store.mend import TableDamage, check, mend
-from embedding_store.open import open_backend
 from embedding_store.publish import publish
 from embedding_store.redis_pages import RedisPages
 from embedding_store.release import TableInfo
-from tests.embedding_store.bundles import Bundle, make_bundle
-from tests.embedding_store.damage import Keys, damager
-from tests.embedding_store.test_mend import ITEM_PAGES, TABLES, check_mended
+from tests.embedding_store.bundles import Bundle
+from tests.embedding_store.damage import ITEM_PAGES, Keys, damager
+from tests.embedding_store.test_mend import check_mended
 from tests.redis_server import RedisServer
-
-
-@pytest.fixture
-def backend(url: str) -> Iterator[Backend]:
-    with open_backend(url) as backend:
-        yield backend
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    """Published; of many chunks."""
-    monkeypatch.setattr(bundle_files, "_CHUNK_BYTES", 16_384)
-    made = make_bundle(tmp_path / "bundle", seed=11, tables=TABLES)
-    publish(made.folder, backend)
-    return made
 
 
 @pytest.fixture
