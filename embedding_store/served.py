@@ -59,6 +59,9 @@ class ServedLookup(EmbeddingLookup):
     def warm(self, release: str) -> int:
         """Fills the cache from the tables' hot lists, most frequent ids first; returns how many rows it read."""
 
+    def expect(self, releases: Collection[str]) -> None:
+        """These are warmed next: what one of them loads is not to make room for the others. Raises StoreUnavailable."""
+
     def hold(self, owner: str, releases: Collection[str], seconds: float) -> None:
         """For the next `seconds` nobody is to remove these from the store. Raises StoreUnavailable."""
 
@@ -142,6 +145,9 @@ class ServedStore(ServedLookup):
 
     def warm(self, release: str) -> int:
         return sum(self._store.warm(release).values())
+
+    def expect(self, releases: Collection[str]) -> None:
+        self._store.expect(releases)
 
     def hold(self, owner: str, releases: Collection[str], seconds: float) -> None:
         self._store.backend.pin(owner, releases, seconds)

@@ -69,18 +69,18 @@ class ServedReleases:
 
     async def move(self) -> list[str]:
         """Once: warms what the store says is active, and then tells it. Returns what is new. Raises StoreError."""
-        moved = []
         active = await self._in_thread(self._store.active)
         await self._hold(active.values())
-        for model, release in active.items():
-            if self.active.get(model) != release:
-                self.warmed[release] = await self._in_thread(functools.partial(self._warm, release))
-                if model in self.active:
-                    self._before[model] = self.active[model]
-                self.active[model] = release
-                moved.append(release)
+        new = {model: release for model, release in active.items() if self.active.get(model) != release}
+        if new:
+            await self._in_thread(functools.partial(self._store.expect, list(new.values())))
+        for model, release in new.items():
+            self.warmed[release] = await self._in_thread(functools.partial(self._warm, release))
+            if model in self.active:
+                self._before[model] = self.active[model]
+            self.active[model] = release
         await self._forget()
-        return moved
+        return list(new.values())
 
     async def release_all(self) -> None:
         """The pins end with the process, not a minute later."""

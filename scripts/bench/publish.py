@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -31,29 +29,11 @@ from embedding_store.gc import collect
 from embedding_store.open import open_backend
 from embedding_store.publish import publish
 from embedding_store.release import ReleaseManifest, TableInfo
+from scripts.bench.redis_server import redis_server
 
 DIM, WIDTH = 64, 128  # fp16
 TABLES = 4
 _CHUNK = 100_000  # rows
-
-
-@contextmanager
-def redis_server(folder: Path) -> Iterator[Path]:
-    """A fresh redis-server; gives its socket."""
-    socket = folder / "redis.sock"
-    server = subprocess.Popen(
-        ["redis-server", "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        while not socket.exists():
-            if server.poll() is not None:
-                raise SystemExit("redis-server did not start")
-            time.sleep(0.02)
-        yield socket
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def write_bundle(folder: Path, total_bytes: float) -> ReleaseManifest:

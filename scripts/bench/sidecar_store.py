@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from embedding_store.backend import Backend
 from embedding_store.chunks import Chunk
 from embedding_store.codec import page_rows
 from embedding_store.release import ReleaseManifest, TableInfo
+from scripts.bench.redis_server import redis_server
 
 Request = Mapping[str, NDArray[np.int64]]
 RELEASE = "bench@1"
@@ -114,18 +114,8 @@ def store_url(kind: str, folder: Path) -> Iterator[str]:
     if kind == "memmap":
         yield f"memmap://{folder}/store"
         return
-    socket = folder / "redis.sock"
-    command = ["redis-server", "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        while not socket.exists():
-            if server.poll() is not None:
-                raise SystemExit("redis-server did not start")
-            time.sleep(0.02)
+    with redis_server(folder) as socket:
         yield f"redis+unix://{socket}"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @contextmanager

@@ -15,11 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +36,7 @@ from embedding_store.publish import publish
 from embedding_store.redis_keys import page_key
 from embedding_store.release import ReleaseManifest
 from embedding_store.sparse_pages import SparsePageWriter
+from scripts.bench.redis_server import redis_server
 
 # Bytes of a row, by the name of what is measured.
 WIDTHS = {"32": 32, "64": 64, "128": 128, "256": 256, "sparse_128": 128}
@@ -46,25 +45,6 @@ BATCHES = {1024: 60, 10_000: 6}  # ids of a fetch: fetches of a block
 _CHUNK = 50_000  # rows
 
 Fetch = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-
-
-@contextmanager
-def redis_server(folder: Path) -> Iterator[Path]:
-    """A fresh redis-server; gives its socket."""
-    socket = folder / "redis.sock"
-    server = subprocess.Popen(
-        ["redis-server", "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        while not socket.exists():
-            if server.poll() is not None:
-                raise SystemExit("redis-server did not start")
-            time.sleep(0.02)
-        yield socket
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def write_bundle(folder: Path, rows: int, kind: str) -> ReleaseManifest:
