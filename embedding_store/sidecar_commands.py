@@ -117,21 +117,21 @@ class Commands:
         found = self._lookups.answer(arguments[0])
         return found if isinstance(found, bytearray) else asyncio.ensure_future(self._guarded(found))
 
-    def _release_info(self, session: Session, arguments: Arguments) -> asyncio.Future[Reply]:
-        """`TR.INFO MODEL@VERSION`, `TR.INFO MODEL` for its active release, `TR.INFO` where only one model is served."""
+    def _release_info(self, session: Session, arguments: Arguments) -> Reply | asyncio.Future[Reply]:
+        """`TR.INFO MODEL@VERSION`, `TR.INFO MODEL` for its active release, `TR.INFO` where only one model is served.
+
+        At once where the manifest is known: clients that start ask for it, also while every thread waits for the store.
+        """
         name = text_of(arguments[0]) if arguments else None
         release = name if name is not None and "@" in name else self.releases.told(name)
-
-        def work() -> Reply:
-            manifest = self.releases.manifest(release, None if release is not None else name)
-            return resp.bulk(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-
-        return self._in_thread(work)
+        known = self.releases.manifests.get(release) if release is not None else None
+        if known is not None:
+            return _json(known)
+        return self._in_thread(lambda: _json(self.releases.manifest(release, None if release is not None else name)))
 
     def _list_releases(self, session: Session, arguments: Arguments) -> asyncio.Future[Reply]:
         def work() -> Reply:
-            entries = [self.releases.entry(stored) for stored in self._store.releases()]
-            return resp.bulk(msgspec.json.format(msgspec.json.encode(entries), indent=1))
+            return _json([self.releases.entry(stored) for stored in self._store.releases()])
 
         return self._in_thread(work)
 
@@ -163,3 +163,8 @@ class Commands:
             )
             for name, (_, fewest, most) in self._table.items()
         )
+
+
+def _json(content: object) -> bytes:
+    """Indented: people read it, too."""
+    return resp.bulk(msgspec.json.format(msgspec.json.encode(content), indent=1))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from embedding_store import resp
 from embedding_store.errors import StoreUnavailable
 from embedding_store.lookup import ABSENT, FOUND, STALE, UNAVAILABLE
 from embedding_store.open import open_backend
+from embedding_store.protocol import encode_request
 from tests.sidecar.random_release import make_release, put
+from tests.sidecar.raw_socket import connect
 from tests.sidecar.test_sidecar_client import check, until
 
 
@@ -73,3 +76,20 @@ def test_an_id_that_does_not_exist_is_not_degraded(start, redis_store, release) 
     finally:
         redis_store.resume()
     np.testing.assert_array_equal(table.status, [ABSENT, UNAVAILABLE])
+
+
+def test_a_known_release_is_told_while_every_thread_waits_for_the_store(start, redis_store, release) -> None:  # type: ignore[no-untyped-def]
+    process = start("--threads", "1", "--poll-seconds", "0", url=redis_store.url)
+    cold = int(np.setdiff1d(np.arange(5000), release.hot["item"])[0])
+    with connect(process.socket) as waiting:
+        redis_store.pause()
+        try:
+            waiting.sendall(resp.command(b"TR.LOOKUP", encode_request("feed@v1", {"item": np.array([cold])}, 60.0)))
+            client = process.client(timeout=3)
+            until(lambda: client.info()["lookups_waiting"] == "1", "the look-up has the only thread")
+            assert client.manifest(model="feed") == release.manifest
+            assert process.client(timeout=3).manifest("feed@v1") == release.manifest
+            assert client.info()["lookups_waiting"] == "1"
+        finally:
+            redis_store.resume()
+        assert waiting.recv(100).startswith(b"$")
