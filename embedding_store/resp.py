@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from embedding_store.errors import ProtocolError
 
 MAX_ARGUMENTS = 64
+FRAME_BEFORE_AUTH = 16 << 10  # bytes, Redis's own limit; no greeting is longer
 _MAX_LINE = 32  # of "*N" and "$N": more digits than any length has
 
 OK = b"+OK\r\n"
@@ -19,11 +20,13 @@ OK = b"+OK\r\n"
 class CommandParser:
     """Bytes in, in pieces of any size; commands out, in order. Never holds more than one frame and one piece.
 
-    After a ProtocolError the stream has no known position any more: the connection is to be closed.
+    After a ProtocolError the stream has no known position any more: the connection is to be closed. authenticated: set
+    by whoever executes the commands; before it, frames have FRAME_BEFORE_AUTH bytes at most.
     """
 
     def __init__(self, max_frame: int) -> None:
         self._max_frame = max_frame
+        self.authenticated = True
         self._buffer: bytes | bytearray = b""
         self._position = 0
         self._reset()
@@ -74,8 +77,7 @@ class CommandParser:
                 return None
             self._bulk = length
             self._frame += length + 2
-            if self._frame > self._max_frame:
-                raise ProtocolError(f"a frame of {self._frame} bytes or more; at most {self._max_frame} are accepted")
+            self._check_frame()
         end = self._position + self._bulk
         if len(self._buffer) < end + 2:
             return None
@@ -87,6 +89,14 @@ class CommandParser:
         self._position = end + 2
         self._bulk = -1
         return argument
+
+    def _check_frame(self) -> None:
+        if self._frame > self._max_frame:
+            raise ProtocolError(f"a frame of {self._frame} bytes or more; at most {self._max_frame} are accepted")
+        if self._frame > FRAME_BEFORE_AUTH and not self.authenticated:
+            raise ProtocolError(
+                f"a frame of {self._frame} bytes or more; at most {FRAME_BEFORE_AUTH} are accepted before AUTH"
+            )
 
     def _length(self, kind: bytes) -> int | None:
         """Reads a line such as `*3` or `$16`."""

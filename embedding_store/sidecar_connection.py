@@ -30,6 +30,7 @@ class Connection(asyncio.Protocol):
         self._parser = parser
         self._connections = connections
         self._session = commands.session()
+        parser.authenticated = self._session.authenticated
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._waiting = False  # a command is in a thread
@@ -123,6 +124,7 @@ class Connection(asyncio.Protocol):
                 self._close_if_done()
                 return
             reply = self._commands.answer(self._session, command)
+            self._parser.authenticated = self._session.authenticated
             if isinstance(reply, asyncio.Future):
                 self._waiting = True
                 self._set_reading()

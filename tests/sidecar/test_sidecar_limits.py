@@ -114,6 +114,19 @@ def test_no_time_out_where_none_is_wanted(start) -> None:  # type: ignore[no-unt
         assert raw.recv(100) == PONG
 
 
+def test_who_has_not_shown_the_password_gets_small_frames_only(start, release) -> None:  # type: ignore[no-untyped-def]
+    process = start(environment={"TORCHRANK_SIDECAR_PASSWORD": "correct horse"})
+    large = resp.command(b"TR.LOOKUP", encode_request("feed@v1", {"item": np.arange(5000)}))
+    with connect(process.socket) as raw:
+        raw.sendall(resp.command(b"AUTH", bytes(16_000)) + b"*2\r\n$4\r\nAUTH\r\n$16384\r\n")
+        expected = b"-WRONGPASS invalid password\r\n-PROTOCOL a frame of 16408 bytes or more; at most 16384 are accepted "
+        assert read_all(raw) == expected + b"before AUTH\r\n"
+    with connect(process.socket) as raw:
+        raw.sendall(resp.command(b"AUTH", b"correct horse") + large)
+        assert (raw.recv(5), raw.recv(9)) == (b"+OK\r\n", b"$165032\r\n")
+    check(process.client(password="correct horse"), release, {"item": np.arange(5000)})
+
+
 def test_commands_that_wait_for_their_turn_are_not_heaped_up(start) -> None:  # type: ignore[no-untyped-def]
     """A peer that sends small commands faster than they are answered, and reads its replies, is slowed down."""
     process = start()
