@@ -168,6 +168,17 @@ def show_memory(found: dict[str, float], store: str) -> None:
     Console().print(table)
 
 
+def flat(result: Mapping[str, object]) -> dict[str, object]:
+    """{"clients_8": {"p50_ms": 1}} -> {"clients_8.p50_ms": 1}, as the other benchmarks of the store have their keys."""
+    figures: dict[str, object] = {}
+    for name, value in result.items():
+        if isinstance(value, Mapping):
+            figures |= {f"{name}.{key}": part for key, part in value.items()}
+        else:
+            figures[name] = value
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", choices=("memmap", "redis"), default="memmap")
@@ -200,7 +211,7 @@ def main() -> None:
         result = measure_lookups(options)
         show(result, options)
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps(flat(result)))
 
 
 if __name__ == "__main__":
