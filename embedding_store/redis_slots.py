@@ -100,14 +100,20 @@ def slot_map(reply: object, asked: Host) -> SlotMap:
             shard_of[first : last + 1] = places.setdefault(shard, len(places))
     except (AssertionError, AttributeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"no reply to CLUSTER SLOTS: {str(reply)[:200]}") from error
+    if not places:
+        raise ValueError(f"{asked[0]}:{asked[1]} knows of no node that serves a slot: is it in a cluster (still)?")
     return SlotMap(tuple(places), shard_of)
 
 
 def _host(node: list[object], asked: Host) -> Host:
     name, port = node[0], node[1]
     assert isinstance(port, int)
-    text = name.decode() if isinstance(name, bytes) else ""
-    return (text if text not in ("", "?") else asked[0]), port
+    return _known(name.decode() if isinstance(name, bytes) else "", asked), port
+
+
+def _known(name: str, asked: Host) -> str:
+    """A node that has no name to give says so by nothing or "?": it is where the one that was asked is."""
+    return asked[0] if name in ("", "?") else name
 
 
 def redirection(line: str, asked: Host) -> tuple[int, Host] | None:
@@ -115,4 +121,5 @@ def redirection(line: str, asked: Host) -> tuple[int, Host] | None:
     found = _REDIRECTION.fullmatch(line)
     if found is None or int(found["slot"]) >= SLOTS:
         return None
-    return int(found["slot"]), (found["host"].strip("[]") or asked[0], int(found["port"]))
+    name = found["host"].strip("[]")
+    return int(found["slot"]), (_known(name, asked), int(found["port"]))

@@ -43,10 +43,16 @@ def test_slot_maps() -> None:
             slot_map(nonsense, ("seed", 1))
 
 
+def test_a_node_without_slots_is_no_answer() -> None:
+    with pytest.raises(ValueError, match=r"seed:1 knows of no node that serves a slot"):
+        slot_map([], ("seed", 1))
+
+
 def test_redirections() -> None:
     asked = ("h", 1)
     assert redirection("MOVED 3999 127.0.0.1:6381", asked) == (3999, ("127.0.0.1", 6381))
     assert redirection("ASK 16383 ::1:6381", asked) == (16383, ("::1", 6381))
     assert redirection("MOVED 1 :6381", asked) == (1, ("h", 6381))
+    assert redirection("MOVED 1 ?:6381", asked) == (1, ("h", 6381))
     for other in ("MOVED 16384 h:1", "MOVED 1", "MOVED 1 h:x", "TRYAGAIN x", "ERR MOVED 1 h:1"):
         assert redirection(other, asked) is None
