@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,7 +67,7 @@ class ClusterFetch:
     def _refresh_aside(self) -> Talk[None]:
         """For the fetches to come; this one goes by what is known, and does not fail with it."""
         try:
-            yield from self._topology.refresh(self._limit)
+            yield from self._topology.refresh(self._limit, time.monotonic())
         except StoreUnavailable:
             self._topology.suspect()
 
@@ -99,13 +100,16 @@ class ClusterFetch:
         node = self._topology.node(host)
         if tries:
             self._fetch.ask_again(commands)
+        limit = self._limit
+        if of_replica:  # half of the time, so that there is some for its master where it keeps silent
+            limit -= (limit - time.monotonic()) / 2
         try:
-            refusals = yield from node.ask(self._fetch, commands, self._limit, asking=asking)
+            refusals = yield from node.ask(self._fetch, commands, limit, asking=asking)
         except StoreUnavailable as unavailable:
-            left = self._fetch.unanswered(commands)
             if of_replica:
-                yield from self._route(left, tries + 1)
+                yield from self._route(self._fetch.without_row(commands), tries + 1)
             else:
+                left = self._fetch.unanswered(commands)
                 yield from self._retry(left, tries, unavailable, hopeless=node.breaker.open)
             return
         if of_replica:
@@ -143,10 +147,11 @@ class ClusterFetch:
         if hopeless or tries >= _MOST_TRIES:
             self._fetch.fail(why)
             return
+        seen = time.monotonic()
         try:
             longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**tries)
             yield from pause(longest * random.uniform(0.5, 1), self._limit)
-            yield from self._topology.refresh(self._limit)
+            yield from self._topology.refresh(self._limit, seen)
         except (TimeoutError, StoreUnavailable):
             self._fetch.fail(why)
             return

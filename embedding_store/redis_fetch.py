@@ -13,7 +13,19 @@ from embedding_store.buckets import buckets_of
 from embedding_store.errors import StoreUnavailable
 from embedding_store.lookup import ABSENT, UNAVAILABLE
 from embedding_store.redis_keys import Record, page_key
-from embedding_store.redis_wire import LOST, PAGE_ROWS, PAGES, REFUSED, ROW_BYTES, ROWS, SPARSE, WAITING, decode, encode
+from embedding_store.redis_wire import (
+    ANSWERED,
+    LOST,
+    PAGE_ROWS,
+    PAGES,
+    REFUSED,
+    ROW_BYTES,
+    ROWS,
+    SPARSE,
+    WAITING,
+    decode,
+    encode,
+)
 from embedding_store.release import ReleaseManifest, TableInfo
 
 Decoded = tuple[int, int, int, bool]
@@ -104,6 +116,11 @@ class PageFetch:
         """Those of the commands that a node has left, or refused."""
         outcome = self.outcome[commands]
         left: NDArray[np.int64] = commands[(outcome == WAITING) | (outcome == REFUSED)]
+        return left
+
+    def without_row(self, commands: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the commands that have no answer, or whose page the node that was asked has not."""
+        left: NDArray[np.int64] = commands[self.outcome[commands] != ANSWERED]
         return left
 
     def encode(

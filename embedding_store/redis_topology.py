@@ -29,6 +29,7 @@ class Topology:
         self._tls = tls_context(address)
         self._nodes: dict[Host, RedisNode] = {}
         self._map: SlotMap | None = None
+        self._read_at = -math.inf
         self._due = math.inf  # when it should be read anew
         self._refreshing = False
         self._lock = threading.Lock()
@@ -54,13 +55,14 @@ class Topology:
     def slot_map(self, limit: float) -> Talk[SlotMap]:
         """As last read; read now where it never was. Raises StoreUnavailable."""
         if self._map is None:
-            yield from self.refresh(limit)
+            yield from self.refresh(limit, -math.inf)
         assert self._map is not None
         return self._map
 
     @property
     def due(self) -> bool:
-        return time.monotonic() >= self._due
+        """Whether it should be read anew, and nobody does at the moment."""
+        return time.monotonic() >= self._due and not self._refreshing
 
     def suspect(self) -> None:
         """Something does not fit what is known: soon to be read anew."""
@@ -74,19 +76,17 @@ class Topology:
                 self._map = self._map.with_moved(slots)
         self.suspect()
 
-    def refresh(self, limit: float) -> Talk[None]:
-        """Reads the slot map from a node chosen by chance, from another one where that fails; for all threads that want
-        it at the moment, one does. Raises StoreUnavailable."""
+    def refresh(self, limit: float, since: float) -> Talk[None]:
+        """Reads the slot map from a node chosen by chance, from another one where that fails, unless it was read after
+        `since`, a reading of time.monotonic(): for all who saw a change one reads it. Raises StoreUnavailable."""
         while not self._begin_refresh():
-            known = self._map
             try:
                 yield from pause(_SHARED_PAUSE, limit)
             except TimeoutError as error:
                 raise StoreUnavailable(f"{self._address}: no node told in time who serves which slot") from error
-            if self._map is not known:
-                return
         try:
-            self._adopt((yield from self._read(limit)))
+            if self._read_at <= since:
+                self._adopt((yield from self._read(limit)))
         finally:
             self._refreshing = False
 
@@ -119,7 +119,7 @@ class Topology:
 
     def _adopt(self, known: SlotMap) -> None:
         with self._lock:
-            self._map, self._due = known, math.inf
+            self._map, self._read_at, self._due = known, time.monotonic(), math.inf
             gone = self._nodes.keys() - known.hosts - set(self._address.cluster)
             nodes = [self._nodes.pop(host) for host in gone]
         for node in nodes:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import redis
 from numpy.typing import NDArray
 from redis.crc import key_slot
 
@@ -22,10 +25,13 @@ from embedding_store.publish import publish
 from embedding_store.redis_cluster import ClusterReader
 from embedding_store.redis_keys import Record, page_key
 from embedding_store.redis_read import RedisReader
+from embedding_store.redis_topology import Topology
 from embedding_store.redis_url import parse_redis_url
+from embedding_store.talks import Talks
 from tests.embedding_store.bundles import Bundle, TestTable, make_bundle
 from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer
+from tests.tcp_proxy import TcpProxy
 
 ROWS, DIM = 6000, 16  # 128 rows a page: 47 pages
 SECONDS = 5.0  # within which service must resume
@@ -216,6 +222,75 @@ def test_a_replica_that_fails_is_stood_in_for_by_its_master(cluster: RedisCluste
         cluster.nodes[3].stop()
         for _ in range(10):
             assert fetch_all(backend, bundle, timeout=10).error is None
+
+
+def test_a_silent_replica_leaves_time_for_its_master(cluster: RedisCluster, bundle: Bundle) -> None:
+    with open_backend(f"{cluster.url}?replicas=yes") as backend:
+        publish_everywhere(cluster, bundle, backend)
+        assert fetch_all(backend, bundle, timeout=10).error is None
+        cluster.nodes[3].pause()
+        for _ in range(3):
+            assert fetch_all(backend, bundle, timeout=1).error is None
+
+
+def test_a_replica_that_lacks_pages_and_breaks_off(cluster: RedisCluster, bundle: Bundle) -> None:
+    """What it has said to lack before is asked of its master as well."""
+    with (
+        TcpProxy(cluster.nodes[3].port) as proxy,
+        cluster.client(0) as master,
+        cluster.client(3) as replica,
+        open_backend(f"redis+cluster://127.0.0.1:{cluster.nodes[0].port}?replicas=yes") as backend,
+    ):
+        replica.config_set("cluster-announce-port", proxy.port)
+        cluster.wait(
+            lambda: any(node[1] == proxy.port for part in slot_table(master) for node in part[2:]), "announced port"
+        )
+        publish_everywhere(cluster, bundle, backend)
+        replica.config_set("replica-ignore-maxmemory", "no")
+        replica.config_set("maxmemory-policy", "allkeys-random")
+        replica.config_set("maxmemory", "1")
+        cluster.wait(lambda: replica.dbsize() == 0, "eviction of all pages from the replica")
+        backend.manifest(bundle.name)
+        proxy.cut_after = 1000  # of some 1,700 replies of 6 bytes
+        assert fetch_all(backend, bundle, timeout=10).error is None
+        assert proxy.cuts == 1
+
+
+def slot_table(client: redis.Redis) -> list[list[Any]]:
+    """CLUSTER SLOTS as it is: redis-py makes a dictionary of it."""
+    client.set_response_callback("CLUSTER SLOTS", lambda reply, **_: reply)
+    return list(client.execute_command("CLUSTER SLOTS"))
+
+
+def test_a_node_that_was_taken_out_tells_nothing(cluster: RedisCluster, bundle: Bundle) -> None:
+    """The only one that the URL names; the others are known by then."""
+    with open_backend(f"redis+cluster://127.0.0.1:{cluster.nodes[3].port}") as backend, cluster.client(3) as client:
+        publish_everywhere(cluster, bundle, backend)
+        assert fetch_all(backend, bundle, timeout=10).error is None
+        client.execute_command("CLUSTER RESET HARD")
+        cluster.nodes[1].stop()  # so that the slots are asked for again
+        cluster.wait(lambda: fetch_all(backend, bundle, timeout=1).error is None, "service after the fail-over")
+
+
+def test_who_saw_the_same_change_reads_the_topology_once(cluster: RedisCluster) -> None:
+    topology = Topology(parse_redis_url(cluster.url))
+
+    def calls() -> int:
+        found = [cluster.client(number).info("commandstats") for number in range(len(cluster.nodes))]
+        return sum(one.get("cmdstat_cluster|slots", {}).get("calls", 0) for one in found)
+
+    def refresh(since: float) -> None:
+        talks = Talks()
+        talks.start(topology.refresh(time.monotonic() + 10, since))
+        talks.run()
+
+    before, seen = calls(), time.monotonic()
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(refresh, [seen] * 100))
+    assert calls() - before == 1
+    refresh(time.monotonic())
+    assert calls() - before == 2
+    topology.close()
 
 
 def test_a_slot_that_nobody_serves_for_a_moment(cluster: RedisCluster, bundle: Bundle, backend: Backend) -> None:
