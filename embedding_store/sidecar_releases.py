@@ -12,7 +12,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -50,11 +50,15 @@ class ServedReleases:
         self._before: dict[str, str] = {}  # model -> the release that was active before
         self._owner = owner_name()
         self._held = True
+        self._cold: set[str] = set()  # releases that could not be warmed, as was logged
 
     async def follow(self) -> None:
-        """Asks the store every `poll_seconds`, until it is cancelled; 0: never."""
-        while self._poll_seconds:
-            await asyncio.sleep(self._poll_seconds)
+        """Asks the store every `poll_seconds`, until it is cancelled. 0: never, but pins what is in use."""
+        while True:
+            await asyncio.sleep(self._poll_seconds or PIN_SECONDS / 3)
+            if not self._poll_seconds:
+                await self._hold(())
+                continue
             try:
                 for release in await self.move():
                     _log.info("%s is active now; %d rows are warm", release, self.warmed[release])
@@ -68,19 +72,38 @@ class ServedReleases:
                 self._reachable = True
 
     async def move(self) -> list[str]:
-        """Once: warms what the store says is active, and then tells it. Returns what is new. Raises StoreError."""
+        """Once: warms what the store says is active, and then tells it. Returns what is new.
+
+        A release that cannot be warmed is not told, which is logged, and does not keep the other models' back. Raises
+        StoreError, also where no release can be told at all.
+        """
         active = await self._in_thread(self._store.active)
         await self._hold(active.values())
         new = {model: release for model, release in active.items() if self.active.get(model) != release}
         if new:
             await self._in_thread(functools.partial(self._store.expect, list(new.values())))
+        failures: dict[str, StoreError] = {}
         for model, release in new.items():
-            self.warmed[release] = await self._in_thread(functools.partial(self._warm, release))
+            try:
+                self.warmed[release] = await self._in_thread(functools.partial(self._warm, release))
+            except StoreError as error:
+                failures[release] = error
+                continue
             if model in self.active:
                 self._before[model] = self.active[model]
             self.active[model] = release
+        self._report(failures)
         await self._forget()
-        return list(new.values())
+        return [release for release in new.values() if release not in failures]
+
+    def _report(self, failures: Mapping[str, StoreError]) -> None:
+        """Once each; raises where nothing is left to be served."""
+        for release, error in failures.items():
+            if not self.active:
+                raise error
+            if release not in self._cold:
+                _log.warning("%s is not told, for it cannot be warmed: %s", release, error)
+        self._cold = set(failures)
 
     async def release_all(self) -> None:
         """The pins end with the process, not a minute later."""

@@ -124,3 +124,21 @@ def test_without_the_right_to_pin_it_says_so_once(
     assert [record.getMessage() for record in caplog.records] == [
         "releases in use are not pinned, torchrank gc may remove them: no right to write"
     ]
+
+
+def test_who_looks_for_no_new_releases_pins_all_the_same(
+    store: EmbeddingStore, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sidecar_releases, "PIN_SECONDS", 0.6)
+
+    async def body() -> None:
+        await releases.move()
+        following = asyncio.ensure_future(releases.follow())
+        await asyncio.sleep(1.5)
+        assert list(other.pins()) == ["demo@1"]
+        following.cancel()
+
+    with open_backend(url) as other, ThreadPoolExecutor(1) as threads:
+        release(other, tmp_path, "1")
+        releases = ServedReleases(ServedStore(store), threads, poll_seconds=0)
+        asyncio.run(body())

@@ -64,3 +64,31 @@ def test_several_models_at_once(start, tmp_path: Path) -> None:  # type: ignore[
         assert client.manifest(model=release.manifest.model) == release.manifest
     with pytest.raises(UnknownRelease, match=r"several active releases, name one: ads@v1, feed@v1, shop@v1"):
         client.manifest()
+
+
+def test_a_release_that_cannot_be_warmed_keeps_no_other_model_back(start, redis_store) -> None:  # type: ignore[no-untyped-def]
+    """At the start, and of a release that is activated while the sidecar runs."""
+    old, new, broken = (
+        make_release("v1", 1, model="shop"),
+        make_release("v2", 2, model="shop"),
+        make_release("v1", 3, model="ads"),
+    )
+    with open_backend(redis_store.url) as backend, redis_store.client() as redis:
+        put(backend, old)
+        before = set(redis.scan_iter("*:item:hot"))
+        put(backend, broken)
+        [hot] = set(redis.scan_iter("*:item:hot")) - before
+        whole = redis.get(hot)
+        redis.set(hot, whole[:-5])
+        process = start("--poll-seconds", "0.05", url=redis_store.url)
+        assert "(feed@v1, shop@v1; warmed" in process.ready
+        client = process.client()
+        put(backend, new)
+        until(lambda: client.manifest(model="shop") == new.manifest, "shop@v2 is told")
+        check(client, new, {"item": np.arange(10)})
+        assert "active=1" not in client.info().get("ads@v1", "")
+        redis.set(hot, whole)
+        until(lambda: "active=1" in client.info().get("ads@v1", ""), "ads@v1 is told")
+    _, errors = process.stop()
+    assert errors.count("ads@v1 is not told, for it cannot be warmed: redis") == 1
+    assert "the hot list of ads@v1's table 'item' has 19995 bytes; 2500 ids take 20000" in errors
