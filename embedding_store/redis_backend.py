@@ -127,7 +127,7 @@ class RedisBackend(Backend):
         if content is not None and len(content) != 8 * info.hot_ids:
             raise InvalidRelease(
                 f"{self.address}: the hot list of {release}'s table {table!r} has {len(content)} bytes; "
-                f"{info.hot_ids} ids take {8 * info.hot_ids}; torchrank verify BUNDLE --store URL --mend writes it again"
+                f"{info.hot_ids} ids take {8 * info.hot_ids}; `torchrank verify BUNDLE --store URL --mend` mends it"
             )
         return np.frombuffer(content or b"", "<i8").astype(np.int64)
 
