@@ -78,8 +78,8 @@ class Connection:
 
     def _send(self, parts: Parts, deadline: float) -> None:
         self._limit(deadline)
-        if self._tls:  # which has no sendmsg
-            self._socket.sendall(b"".join(parts))
+        if self._tls:
+            self._send_tls(b"".join(parts))  # it has no sendmsg
             return
         sent = self._socket.sendmsg(parts)
         for part in parts:
@@ -87,6 +87,14 @@ class Connection:
                 self._limit(deadline)
                 self._socket.sendall(memoryview(part)[sent:])
             sent = max(0, sent - len(part))
+
+    def _send_tls(self, request: bytes) -> None:
+        import ssl  # loaded before: the socket is one of its
+
+        try:
+            self._socket.sendall(request)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:  # no ConnectionError, as any other socket raises
+            raise ConnectionResetError("the sidecar closed the connection") from error
 
     def _limit(self, deadline: float) -> None:
         self._socket.settimeout(_left(deadline))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import ssl
 from pathlib import Path
@@ -16,6 +17,7 @@ from redis.retry import Retry
 from embedding_store import resp
 from embedding_store.client import SidecarClient
 from embedding_store.errors import InvalidStoreURL, StoreUnavailable
+from tests.redis_server import free_port
 from tests.sidecar.certificates import Authority
 from tests.sidecar.raw_socket import read_all
 from tests.sidecar.test_sidecar_client import check
@@ -155,3 +157,17 @@ def test_wrong_client_addresses(authority: Authority) -> None:
         SidecarClient("tls://host:1?ca_file=/none")
     with pytest.raises(ValueError, match="are no PEM certificate and its unencrypted key"):
         SidecarClient(f"tls://host:1?cert_file={authority.ca}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_kept_connections_are_replaced_after_a_restart(  # type: ignore[no-untyped-def]
+    start, release, authority: Authority, number: signal.Signals
+) -> None:
+    certificate, key = authority.issue("server")
+    options = ("--listen", f"127.0.0.1:{free_port()}", "--tls-cert", str(certificate), "--tls-key", str(key))
+    process = start(*options)
+    with SidecarClient(f"tls://127.0.0.1:{process.tcp_port}?ca_file={authority.ca}") as client:
+        check(client, release, {"item": np.arange(5000)})
+        process.stop(number)
+        start(*options)
+        check(client, release, {"item": np.arange(5000)})
