@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,8 +77,8 @@ def _cluster(backend: RedisBackend, manifest: ReleaseManifest) -> list[_Node]:
         )
     probes: dict[str, str] = {}
     number = 0
-    masters = control.get_primaries()
-    while len(probes) < sum(1 for master in masters if _slots(control, master.name)):
+    slots = Counter(nodes[0].name for nodes in control.nodes_manager.slots_cache.values())
+    while len(probes) < len(slots):
         probe = _probe(backend, manifest, number)
         probes.setdefault(control.get_node_from_key(probe).name, probe)
         number += 1
@@ -85,16 +86,12 @@ def _cluster(backend: RedisBackend, manifest: ReleaseManifest) -> list[_Node]:
         _Node(
             f"{backend.address}, node {master.name}",
             control.info(target_nodes=master),
-            _slots(control, master.name) / _SLOTS,
+            slots[master.name] / _SLOTS,
             probes[master.name],
         )
-        for master in masters
+        for master in control.get_primaries()
         if master.name in probes
     ]
-
-
-def _slots(control: Any, master: str) -> int:
-    return sum(1 for nodes in control.nodes_manager.slots_cache.values() if nodes[0].name == master)
 
 
 def _probe(backend: RedisBackend, manifest: ReleaseManifest, number: int) -> str:
