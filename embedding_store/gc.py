@@ -41,8 +41,11 @@ def nobody_looks(release: str, pieces: int) -> None:
 def collect(
     backend: Backend, *, keep: int = KEEP, grace: float = GRACE, erased: Erased = nobody_looks
 ) -> list[Decision]:
-    """Removes what `plan` finds. What has come into use since is kept, and its decision says so."""
-    decisions = []
+    """Removes what `plan` finds. What has come into use since is kept, and its decision says so.
+
+    Nothing is erased before all is taken out: that may take long, and what was decided on would not hold any more.
+    """
+    decisions, taken_out = [], []
     for stored, decision in plan(backend, keep=keep, grace=grace):
         if decision.removed:
             try:
@@ -51,8 +54,10 @@ def collect(
             except ReleaseConflict as changed:
                 decision = msgspec.structs.replace(decision, removed=False, reason=str(changed))
             else:
-                _erase(backend, stored, erased)
+                taken_out.append(stored)
         decisions.append(decision)
+    for stored in taken_out:
+        _erase(backend, stored, erased)
     return decisions
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,16 +46,15 @@ class MemmapShelf:
                 self._take_out_unfinished(stored)
 
     def erase(self, stored: Stored) -> Iterator[int]:
-        """Files are unlinked, never truncated: who has one mapped reads on, and its room is free when that ends."""
+        """Files are unlinked, never truncated: who has one mapped reads on, and its room is free when that ends.
+        What is not there any more, another gc has removed."""
         for folder in self._removing_folders(stored):
-            for path in sorted((folder / "tables").glob("*")):
+            for path in _files(folder / "tables"):
                 with self._backend.guard():
                     path.unlink(missing_ok=True)
                 yield 1
             with self._backend.guard():
-                for path in sorted(folder.rglob("*"), reverse=True):
-                    path.rmdir() if path.is_dir() else path.unlink()
-                folder.rmdir()
+                shutil.rmtree(folder, onerror=_unless_gone)
 
     def left(self, release: str) -> None:
         """Remembers that a release has ceased to be the active one at this moment."""
@@ -133,6 +133,18 @@ class MemmapShelf:
         return _idle(max(_changed(published), _changed(self._folder / "since" / release)))
 
 
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _unless_gone(function: object, path: str, raised: tuple[type[BaseException], BaseException, object]) -> None:
+    if not isinstance(raised[1], FileNotFoundError):
+        raise raised[1]
+
+
 def _manifest(folder: Path) -> ReleaseManifest | None:
     try:
         return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=ReleaseManifest)
@@ -148,7 +160,7 @@ def _changed(path: Path) -> float:
 
 
 def _newest(folder: Path) -> float:
-    return max(_changed(path) for path in [folder, folder / "tables", *(folder / "tables").glob("*")])
+    return max(_changed(path) for path in [folder, folder / "tables", *_files(folder / "tables")])
 
 
 def _idle(since: float) -> float:

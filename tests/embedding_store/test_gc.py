@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,23 @@ class TestGone:
         made("1")
         reader.releases()  # as a sidecar does every few seconds
         check_release(reader, bundle)
+
+    def test_all_that_goes_is_invisible_before_the_first_is_erased(self, backend: Backend, made: Make) -> None:
+        """Erasing takes long; meanwhile nobody may activate what is to be erased next."""
+        made("1")
+        made("2")
+        seen = []
+        collect(backend, grace=0, erased=lambda *_: seen.append(list(backend.releases())))
+        assert len(seen) > 1
+        assert not any(seen)
+
+    def test_several_at_once(self, url: str, made: Make, opened: Callable[[str], Backend]) -> None:
+        bundles = [made(version) for version in "123"]
+        with ThreadPoolExecutor(3) as threads:
+            for found in [threads.submit(collect, opened(url), grace=0) for _ in range(3)]:
+                found.result()
+        for bundle in bundles:
+            assert leftovers(opened(url), bundle) == []
 
     def test_publishing_again_while_the_old_pages_are_being_erased(self, backend: Backend, made: Make) -> None:
         bundle = made("1")
