@@ -41,6 +41,10 @@ class MemmapPins:
         """Call it inside `frozen`."""
         if not releases:
             (self._folder / f"{owner}.json").unlink(missing_ok=True)
+            with self._lock:
+                if owner in self._locks:
+                    (self._folder / f"{owner}.lock").unlink(missing_ok=True)
+                    os.close(self._locks.pop(owner))
             return
         with self._lock:
             if owner not in self._locks:

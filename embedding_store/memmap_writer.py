@@ -35,11 +35,14 @@ class MemmapWriter(MemmapPages, ReleaseWriter):
             self._target.parent.mkdir(parents=True, exist_ok=True)
             (self._folder / "tables").mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        if not self._waited_for_lock():
+        try:
+            if not self._waited_for_lock():
+                raise ReleaseConflict(f"{backend.address}: another publisher is writing {manifest.name} at this moment")
+            with backend.guard():
+                replace_file(self._folder / "manifest.json", msgspec.json.encode(manifest))
+        except BaseException:
             os.close(self._lock)
-            raise ReleaseConflict(f"{backend.address}: another publisher is writing {manifest.name} at this moment")
-        with backend.guard():
-            replace_file(self._folder / "manifest.json", msgspec.json.encode(manifest))
+            raise
 
     def _waited_for_lock(self) -> bool:
         """Who lists the store holds the lock too, for an instant."""

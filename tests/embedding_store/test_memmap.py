@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from embedding_store.errors import ReleaseConflict, StoreUnavailable
 from embedding_store.memmap import MemmapBackend
+from embedding_store.memmap_writer import writing_folder
 from embedding_store.publish import publish
 from tests.embedding_store.bundles import Bundle, check_rows, fetch, make_bundle
 
@@ -35,6 +37,31 @@ def test_one_publisher_at_a_time(tmp_path: Path, bundle: Bundle) -> None:
         ):
             publish(bundle.folder, MemmapBackend(tmp_path / "store"))
         publish(bundle.folder, backend)
+
+
+def test_a_publisher_that_cannot_begin_leaves_the_place_to_others(tmp_path: Path, bundle: Bundle) -> None:
+    in_the_way = writing_folder(tmp_path / "store", bundle.manifest) / "manifest.json"
+    in_the_way.mkdir(parents=True)
+    with MemmapBackend(tmp_path / "store") as backend:
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(StoreUnavailable, match="Is a directory"):
+            backend.writer(bundle.manifest)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert sorted(os.listdir(in_the_way.parent)) == ["manifest.json", "tables"]
+        in_the_way.rmdir()
+        publish(bundle.folder, backend)
+
+
+def test_a_pin_that_ends_leaves_nothing(tmp_path: Path) -> None:
+    with MemmapBackend(tmp_path / "store") as backend:
+        backend.create()
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(3):
+            backend.pin(f"host-{number}", ["demo@1"], 60)
+            assert backend.pins() == {"demo@1": [f"host-{number}"]}
+            backend.pin(f"host-{number}", [], 60)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert os.listdir(tmp_path / "store" / "pins") == [".lock"]
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
