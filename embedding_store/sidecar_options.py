@@ -8,6 +8,8 @@ from pathlib import Path
 
 Endpoint = tuple[str, int]  # host, port; port 0 takes a free one
 
+SMALLEST_FRAME = 4 << 10  # bytes that --max-frame may be set to
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SidecarOptions:
@@ -30,6 +32,8 @@ class SidecarOptions:
     def __post_init__(self) -> None:
         if self.socket is None and self.listen is None:
             raise ValueError("a sidecar needs a socket path or HOST:PORT to listen on; neither was given")
+        if self.max_frame < SMALLEST_FRAME:
+            raise ValueError(f"frames of {self.max_frame} bytes hold no look-up; at least {SMALLEST_FRAME} are accepted")
 
     @property
     def guarded(self) -> bool:
