@@ -33,7 +33,7 @@ class SidecarOptions:
         if self.socket is None and self.listen is None:
             raise ValueError("a sidecar needs a socket path or HOST:PORT to listen on; neither was given")
         if self.max_frame < SMALLEST_FRAME:
-            raise ValueError(f"frames of {self.max_frame} bytes hold no look-up; at least {SMALLEST_FRAME} are accepted")
+            raise ValueError(f"frames of {self.max_frame} bytes hold no look-up; at least {SMALLEST_FRAME} are taken")
 
     @property
     def guarded(self) -> bool:
