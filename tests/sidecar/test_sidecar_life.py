@@ -91,7 +91,7 @@ def test_where_it_cannot_listen(socket_folder: Path) -> None:
         (("--listen", "nonsense"), 1, "Error: cannot listen on 'nonsense': expected HOST:PORT"),
         (("--socket", "s", "--cache-size", "much"), 1, "Error: size 'much': expected a number and a unit"),
         (("--socket", "s", "--socket-mode", "999"), 2, "--socket-mode 999: expected octal rights"),
-        (("--socket", "s", "--max-frame", "10"), 1, "Error: frames of 10 bytes hold no look-up; at least 4096 are taken"),
+        (("--socket", "s", "--max-frame", "10"), 1, "frames of 10 bytes hold no look-up; at least 4096 are taken"),
         (("--socket", "s", "--store", "ftp://x"), 1, "Error: store URL has scheme 'ftp'"),
         (
             ("--socket", "s", "--on-unavailable", "item=zeros"),
