@@ -10,7 +10,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from embedding_store.lookup import ABSENT, FOUND, UNAVAILABLE
 from embedding_store.sparse import NOT_THERE, mix
 
 COUNT_BYTES = 4
@@ -115,36 +114,3 @@ def find_in_bucket(encoded: NDArray[np.uint8], start: int, length: int, key: np.
         if _unsigned(encoded, start + COUNT_BYTES + ID_BYTES * i, ID_BYTES) == wanted:
             return start + COUNT_BYTES + ID_BYTES * count + row_bytes * i
     return NOT_THERE
-
-
-@njit(cache=True, nogil=True)
-def take_from_buckets(
-    encoded: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    places: NDArray[np.int64],
-    ids: NDArray[np.int64],
-    rows: NDArray[np.uint8],
-    status: NDArray[np.uint8],
-) -> int:
-    """rows[i] = the row of ids[i], which is in the bucket places[i] of those that were fetched; status[i] says whether.
-
-    encoded: uint8, the fetched strings, anywhere in it; starts, lengths: int64 [b] of each (length -1: no string);
-    places, ids: int64 [n]; rows: uint8 [n, row_bytes]; status: uint8 [n], FOUND, ABSENT, or UNAVAILABLE for a bucket
-    that is lost or damaged. Returns the number of the first such id, or NOT_THERE where all are whole.
-    """
-    width = rows.shape[1]
-    first_lost = NOT_THERE
-    for i in range(len(ids)):
-        bucket = places[i]
-        row = find_in_bucket(encoded, starts[bucket], lengths[bucket], ids[i], width)
-        if row >= 0:
-            status[i] = FOUND
-            for byte in range(width):
-                rows[i, byte] = encoded[row + byte]
-        elif row == NOT_THERE:
-            status[i] = ABSENT
-        else:
-            status[i] = UNAVAILABLE
-            first_lost = i if first_lost == NOT_THERE else first_lost
-    return first_lost
