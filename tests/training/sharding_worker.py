@@ -1,22 +1,20 @@
 """One rank of test_sharding.py: trains with every kind of sharding in turn and saves what the model then says.
 
-python sharding_worker.py RANK WORLD_SIZE RENDEZVOUS_FILE DATA OUTPUT
+python -m tests.training.sharding_worker DATA OUTPUT, under torchrun for several ranks
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from tests.tiny import compose_tiny
 from torchrank.train import train_on
-from torchrank.training.distributed import Ranks
+from torchrank.training.distributed import Ranks, process_group
 from torchrank.training.load import load_run
 from torchrank.training.quiet import quiet_libraries
 from torchrank.training.run import Run, typed
@@ -31,18 +29,19 @@ KINDS = ("data_parallel", "table_wise", "row_wise", "column_wise", "auto")
 RULES = ("adagrad", "sgd", "rowwise_adagrad")
 
 
-def main(rank: int, world_size: int, rendezvous: str, data: str, output: str) -> None:
+def main(data: Path, output: Path) -> None:
     quiet_libraries()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
-    ranks = Ranks(rank, world_size, torch.device("cpu"), dist.GroupMember.WORLD)
+    with process_group("cpu", threads=1) as ranks:
+        train_all(ranks, data, output)
+
+
+def train_all(ranks: Ranks, data: Path, output: Path) -> None:
     for kind in KINDS:
         for rule in RULES if kind == "row_wise" else RULES[:1]:
             name = f"{kind}-{rule}"
             overrides = (*MMOE, f"sharding={kind}", f"optimizer.tables.name={rule}")
-            train_and_score(ranks, overrides, Path(data), Path(output) / name)
-    train_and_score(ranks, MIXED, Path(data), Path(output) / "mixed")
-    dist.destroy_process_group()
+            train_and_score(ranks, overrides, data, output / name)
+    train_and_score(ranks, MIXED, data, output / "mixed")
 
 
 def train_and_score(ranks: Ranks, overrides: tuple[str, ...], data: Path, folder: Path) -> None:
@@ -70,8 +69,4 @@ def train_and_score(ranks: Ranks, overrides: tuple[str, ...], data: Path, folder
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
-    # Not through the interpreter's end: nine models in one process leave threads of torch behind, which now and then
-    # ended that with "terminate called without an active exception", after all was saved.
-    sys.stdout.flush()
-    os._exit(0)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-WORKER = Path(__file__).with_name("sharding_worker.py")
+from tests.tiny import run_module
+
 RUNS = (
     "data_parallel-adagrad",
     "table_wise-adagrad",
@@ -27,31 +26,8 @@ BATCH = 128
 
 def run_ranks(world_size: int, data: Path, output: Path) -> None:
     output.mkdir()
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                str(WORKER),
-                str(rank),
-                str(world_size),
-                str(output / "rendezvous"),
-                str(data),
-                str(output),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        outputs = [process.communicate(timeout=400)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    for process, text in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, text
+    done = run_module("tests.training.sharding_worker", str(data), str(output), cwd=output, ranks=world_size)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,15 @@
-"""The process group: gloo on CPU, NCCL on CUDA, one process or many, the same code."""
+"""The process group: gloo on CPU, NCCL on CUDA, one process or many, the same code.
+
+How a process ends: a thread of gloo that finished a collective drops its tensors, and takes Python's lock for that.
+Where the interpreter is ending by then, CPython ends the thread instead, C++ does not survive that, and the process
+aborts with all its work done: "terminate called without an active exception". So the threads of a group are joined
+before the interpreter ends, and what joins them is that nobody refers to the group any more.
+"""
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before there is a group: what these two find when they are first imported
+import torch.distributed.optim  # stays the default of arguments
 from torch import Tensor
 
 
@@ -84,6 +94,7 @@ def process_group(device: str = "auto", threads: int | None = None) -> Iterator[
     device: "cpu", "cuda" or "auto" (CUDA where there is one); threads: of torch in this process, by default the
     host's cores divided by its ranks.
     """
+    _join_threads()
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_ranks))
     where = _device(device)
@@ -93,11 +104,27 @@ def process_group(device: str = "auto", threads: int | None = None) -> Iterator[
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        control = dist.new_group(backend="gloo") if backend != "gloo" else dist.GroupMember.WORLD
-        assert control is not None
+        world = dist.GroupMember.WORLD
+        assert world is not None
+        control = dist.new_group(backend="gloo") if backend != "gloo" else world
+        _groups.extend((world, control))
         yield Ranks(dist.get_rank(), dist.get_world_size(), where, control)
     finally:
         dist.destroy_process_group()
+
+
+_groups: list[dist.ProcessGroup] = []  # that were made here and whose threads may still run
+
+
+@atexit.register
+def _join_threads() -> None:
+    """Joins the threads of ended groups that only `_groups` refers to, once cycles of modules are collected.
+
+    The reference from here is the last one because it is Python's, which frees the lock while it joins. That of a
+    DistributedDataParallel's reducer does not, and would wait for a thread that waits for the lock.
+    """
+    gc.collect()
+    _groups.clear()
 
 
 def _device(device: str) -> torch.device:
