@@ -39,6 +39,18 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tolerance: float  # the gate it passed
 
 
+class PassReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a graph pass did (export/passes/): each pair is before and after it, of one user with 500 candidates."""
+
+    name: str
+    rewrites: int  # 0: it found nothing, or was left out
+    nodes: tuple[int, int]
+    flops: tuple[int, int]
+    latency_ms: tuple[float, float]  # medians on the exporting host, one thread
+    max_abs_diff: float  # between the probabilities before and after, on random inputs
+    left_out: str | None  # why: switched off, failed, other scores; None: it was run
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     schema_version: int = SCHEMA_VERSION
     torchrank_version: str

@@ -1,0 +1,21 @@
+"""Graph passes: the dense graph as the exporter gives it becomes one that does less for the same scores.
+
+A pass is a function that changes an `onnx_ir.Model` in place and returns how often it found what it looks for; 0 leaves
+the graph as it is. `export/optimize.py` runs them in this order, proves each by itself, and leaves out one that is
+switched off, that fails, or whose graph gives other scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+
+class GraphPass(NamedTuple):
+    name: str  # what `--without` and reports call it
+    apply: Callable[[ir.Model], int]
+
+
+PASSES: tuple[GraphPass, ...] = ()
