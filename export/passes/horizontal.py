@@ -3,8 +3,9 @@
     x @ W_1 + b_1, x @ W_2 + b_2   =   split(x @ [W_1, W_2] + [b_1, b_2])       narrow ones: gates, heads
     G_1 @ E, G_2 @ E               =   split([G_1; G_2] @ E)                   mixtures of the same experts, per row
 
-Only where it is faster. A product of fewer than 32 columns leaves most of a kernel's registers empty; from there on it
-is as fast alone, its output stays in a nearer cache, and the Split only costs (docs/negative-results.md).
+Only where it is faster (scripts/bench/export_fusions.py). A product of fewer than 32 columns leaves most of a kernel's
+registers empty. From there on it is as fast alone, its output stays in a nearer cache, and the Split only costs; and a
+stack of experts as one batched product is slower than one product each.
 """
 
 from __future__ import annotations
@@ -57,13 +58,36 @@ def _fuse_mixtures(model: ir.Model) -> int:
         left, right = node.inputs
         if left is not None and right is not None and rank(left) == rank(right) == 3 and static(left, 1) is not None:
             groups[id(right)].append(node)
-    return sum(_fuse_rows(model.graph, nodes) for nodes in groups.values() if len(nodes) > 1)
+    return sum(_fuse_rows(model.graph, _independent(nodes)) for nodes in groups.values())
+
+
+def _independent(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """Those of the nodes, in the order of the graph, that need the output of no other one."""
+    chosen: list[ir.Node] = []
+    for node in nodes:
+        if not _needed_by(node) & {id(other) for other in chosen}:
+            chosen.append(node)
+    return chosen
+
+
+def _needed_by(node: ir.Node) -> set[int]:
+    """All nodes that the node's inputs come from."""
+    found: set[int] = set()
+    waiting = [node]
+    while waiting:
+        for value in waiting.pop().inputs:
+            source = None if value is None else value.producer()
+            if source is not None and id(source) not in found:
+                found.add(id(source))
+                waiting.append(source)
+    return found
 
 
 def _fuse_rows(graph: ir.Graph, nodes: Sequence[ir.Node]) -> int:
+    if len(nodes) < 2:
+        return 0
     heights = [static(node.inputs[0], 1) or 0 for node in nodes if node.inputs[0] is not None]
-    # All left sides have to be there: the place is that of the last one, and the first one's uses come behind it.
-    edit = Edit(graph, nodes[-1])
+    edit = Edit(graph, nodes[-1])  # where all left sides are there
     joined = edit("MatMul", edit("Concat", *(node.inputs[0] for node in nodes), axis=1), nodes[0].inputs[1])
     _split(edit, joined, nodes, heights)
     return len(nodes) - 1

@@ -296,6 +296,23 @@ def test_mixtures_of_the_same_experts_become_one_product() -> None:
     assert ops(after)["Gemm"] == 1
 
 
+def test_a_mixture_that_needs_another_one_stays_behind_it() -> None:
+    b = GraphBuilder()
+    axis = b.constant([1])
+    experts = b("Concat", *(b("Unsqueeze", b(op, "item_pooled"), axis) for op in ("Tanh", "Sigmoid", "Relu")), axis=1)
+    rng = np.random.default_rng(5)
+
+    def mixture(x: str) -> str:
+        gate = b("Softmax", b("Gemm", x, b.constant(rng.standard_normal((ITEM, 3)))), axis=1)
+        return b("MatMul", b("Unsqueeze", gate, axis), experts)
+
+    first = mixture("item_pooled")
+    model = b.model(first, mixture("item_pooled"), mixture(b("Squeeze", first, axis)))
+    after, _ = apply("horizontal", model)
+    check_same(model, after, seed=20)
+    assert ops(after)["MatMul"] == 2
+
+
 # ---- duplicates and folding
 
 
