@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -52,57 +50,130 @@ class GraphBuilder:
         return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
 
-def random_graph(rng: np.random.Generator) -> onnx.ModelProto:
-    """Two to four towers over random mixtures of user and item columns, with shared and equal parts."""
-    b = GraphBuilder()
+class _RandomGraph:
+    """Grows a pool of values, [N, width] and [N, HISTORY, width], by random operations on random values of it."""
 
-    def weights(*shape: int) -> str:
-        return b.constant(rng.standard_normal(shape) / np.sqrt(shape[0]))
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng, self.b = rng, GraphBuilder()
+        self.rows: list[tuple[str, int]] = [(self.b.taken("user_pooled"), USER), ("item_pooled", ITEM)]
+        self.keys: list[tuple[str, int]] = [(self.b.taken("history"), DIM)]
 
-    user, item = b.taken("user_pooled"), "item_pooled"
-    blocks: list[tuple[str, int]] = [(user, USER), (item, ITEM)]
-    keys = b.taken("history")
-    blocks.append((b("ReduceMean", keys, b.constant([1]), keepdims=0), DIM))
-    unary: list[Callable[[str], str]] = [lambda x, op=op: b(op, x) for op in ("Relu", "Tanh", "Sigmoid", "Abs", "Neg")]
-    for _ in range(rng.integers(1, 5)):
-        value, width = blocks[rng.integers(len(blocks))]
-        kind = rng.integers(5)
-        if kind == 0:
-            blocks.append((unary[rng.integers(len(unary))](value), width))
-        elif kind == 1:
-            blocks.append((b("Add", b("Mul", value, weights(width)), weights(width)), width))
-        elif kind == 2:
-            blocks.append((b("Softmax", value, axis=-1), width))
-        elif kind == 3:
-            blocks.append((b("Relu", b("MatMul", value, weights(width, 20))), 20))
+    def weights(self, *shape: int) -> str:
+        return self.b.constant(self.rng.standard_normal(shape) / np.sqrt(shape[0]))
+
+    def row(self) -> tuple[str, int]:
+        return self.rows[self.rng.integers(len(self.rows))]
+
+    def key(self) -> tuple[str, int]:
+        return self.keys[self.rng.integers(len(self.keys))]
+
+    def chosen(self, *names: str) -> str:
+        return str(self.rng.choice(names))
+
+    def concat(self) -> None:
+        (x, width), (y, other) = self.row(), self.row()
+        self.rows.append((self.b("Concat", x, y, axis=int(self.rng.choice([1, -1]))), width + other))
+
+    def elementwise(self) -> None:
+        (x, width), (y, other) = self.row(), self.row()
+        if width == other:
+            self.rows.append((self.b(self.chosen("Add", "Mul", "Sub"), x, y), width))
         else:
-            half = width // 2
-            ends = (b.constant([0]), b.constant([half]), b.constant([1]))
-            blocks.append((b("Slice", value, *ends), half))
-    scores = []
-    for _ in range(rng.integers(2, 5)):
-        chosen = [blocks[k] for k in rng.permutation(len(blocks))[: rng.integers(2, len(blocks) + 1)]]
-        x, width = b("Concat", *(value for value, _ in chosen), axis=1), sum(width for _, width in chosen)
-        hidden = int(rng.choice([4, 12, 48]))
-        pre = b("Gemm", x, weights(width, hidden), weights(hidden))
-        h = b("Relu", b("BatchNormalization", pre, *_statistics(b, rng, hidden)) if rng.random() < 0.3 else pre)
-        square = b("ReduceSum", b("Mul", x, x), b.constant([1]), keepdims=1)
-        out = b("MatMul", h, weights(hidden, 1))
-        scores.append(b("Sigmoid", b("Add", out, b("Mul", square, b.constant(0.01)))))
-    return b.model(*scores)
+            self.rows.append((self.b(self.chosen("Relu", "Tanh", "Sigmoid", "Abs", "Neg"), x), width))
 
+    def affine(self) -> None:
+        x, width = self.row()
+        self.rows.append((self.b("Add", self.weights(width), self.b("Mul", x, self.weights(width))), width))
 
-def _statistics(b: GraphBuilder, rng: np.random.Generator, width: int) -> list[str]:
-    """scale, shift, mean, variance."""
-    return [
-        b.constant(values)
-        for values in (
-            rng.uniform(0.5, 2, width),
-            rng.standard_normal(width),
-            rng.standard_normal(width),
-            rng.uniform(0.5, 2, width),
+    def layer(self) -> None:
+        x, width = self.row()
+        out = int(self.rng.choice([4, 12, 48]))
+        self.rows.append((self.b("Relu", self.b("Gemm", x, self.weights(width, out), self.weights(out))), out))
+
+    def gate(self) -> None:
+        x, width = self.row()
+        self.rows.append((self.b("Softmax", self.b("Gemm", x, self.weights(8, width), transB=1), axis=-1), 8))
+
+    def normalised(self) -> None:
+        x, width = self.row()
+        if self.rng.random() < 0.5:
+            self.rows.append((self.b("LayerNormalization", x, self.weights(width), self.weights(width)), width))
+        else:
+            spread = [self.b.constant(self.rng.uniform(0.5, 2, width)) for _ in range(2)]
+            parts = (spread[0], self.weights(width), self.weights(width), spread[1])
+            self.rows.append((self.b("BatchNormalization", x, *parts), width))
+
+    def columns(self) -> None:
+        x, width = self.row()
+        half = width // 2
+        self.rows.append(
+            (self.b("Slice", x, self.b.constant([0]), self.b.constant([half]), self.b.constant([1])), half)
         )
-    ]
+
+    def pooled(self) -> None:
+        keys, width = self.key()
+        op = self.chosen("ReduceMean", "ReduceSum", "ReduceMax")
+        self.rows.append((self.b(op, keys, self.b.constant([1]), keepdims=0), width))
+
+    def flat(self) -> None:
+        keys, width = self.key()
+        shape = self.b.constant([-1, HISTORY * width])
+        flat = self.b("Flatten", keys) if self.rng.random() < 0.5 else self.b("Reshape", keys, shape)
+        self.rows.append((flat, HISTORY * width))
+
+    def weighted(self) -> None:
+        """Keys summed by a softmax over them."""
+        keys, width = self.key()
+        axis = self.b.constant([1])
+        scores = self.b("Softmax", self.b("ReduceSum", keys, self.b.constant([2]), keepdims=0), axis=1)
+        self.rows.append((self.b("Squeeze", self.b("MatMul", self.b("Unsqueeze", scores, axis), keys), axis), width))
+
+    def query(self, width: int) -> str:
+        """[N, 1, width]."""
+        x, columns = self.row()
+        return self.b("Unsqueeze", self.b("MatMul", x, self.weights(columns, width)), self.b.constant([1]))
+
+    def pairs(self) -> None:
+        keys, width = self.key()
+        op = self.chosen("Mul", "Add", "Sub")
+        self.keys.append((self.b(op, self.query(width), keys), width))
+
+    def attention(self) -> None:
+        """The first layer of target attention, as the exporter writes it or with broadcasts and in another order."""
+        keys, width = self.key()
+        query = self.query(width)
+        if self.rng.random() < 0.5:
+            shape = self.b("Concat", self.b("Shape", "user_index"), self.b.constant([HISTORY, width]), axis=0)
+            query = self.b("Expand", query, shape)
+            parts = [query, keys, self.b("Sub", query, keys), self.b("Mul", query, keys)]
+        else:
+            parts = [keys, self.b("Sub", keys, query), self.b("Mul", query, keys)]
+        x = self.b("MatMul", self.b("Concat", *parts, axis=-1), self.weights(len(parts) * width, 10))
+        if self.rng.random() < 0.7:
+            x = self.b("Add", *self.rng.permutation([x, self.weights(10)]).tolist())
+        self.keys.append((self.b(self.chosen("Relu", "Tanh", "Sigmoid"), x), 10))
+
+    def grow(self) -> None:
+        (
+            self.concat, self.elementwise, self.affine, self.layer, self.gate, self.normalised, self.columns,
+            self.pooled, self.flat, self.weighted, self.pairs, self.attention,
+        )[self.rng.integers(12)]()  # fmt: skip
+
+    def scores(self) -> list[str]:
+        places = {*self.rng.permutation(len(self.rows))[:4].tolist(), len(self.rows) - 2, len(self.rows) - 1}
+        found = [
+            self.b("Sigmoid", self.b("Gemm", x, self.weights(width, 1), self.weights(1)))
+            for x, width in (self.rows[place] for place in sorted(places))
+        ]
+        axes = self.b.constant([1, 2])
+        return found + [self.b("Sigmoid", self.b("ReduceMean", keys, axes, keepdims=0)) for keys, _ in self.keys[-2:]]
+
+
+def random_graph(rng: np.random.Generator) -> onnx.ModelProto:
+    graph = _RandomGraph(rng)
+    for _ in range(rng.integers(5, 16)):
+        graph.grow()
+    return graph.b.model(*graph.scores())
 
 
 def random_inputs(rng: np.random.Generator, users: int, candidates: int) -> dict[str, NDArray[np.generic]]:
