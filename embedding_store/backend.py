@@ -123,8 +123,9 @@ class Backend(Closing):
         """Everything that takes room: complete releases by name, then unfinished ones and those half removed."""
 
     @abstractmethod
-    def manifest(self, release: str) -> ReleaseManifest:
-        """Raises UnknownRelease; an unfinished release is unknown."""
+    def manifest(self, release: str, *, timeout: float | None = None) -> ReleaseManifest:
+        """`timeout` in seconds, for a look-up that cannot wait longer. Raises UnknownRelease; an unfinished release is
+        unknown."""
 
     @abstractmethod
     def contains(self, manifest: ReleaseManifest) -> bool:

@@ -65,7 +65,7 @@ class MemmapBackend(Backend):
     def inventory(self) -> list[Stored]:
         return self._shelf.inventory()
 
-    def manifest(self, release: str) -> ReleaseManifest:
+    def manifest(self, release: str, *, timeout: float | None = None) -> ReleaseManifest:
         known = self._manifests.get(release)
         return self._read_manifest(release) if known is None else known
 

@@ -48,6 +48,12 @@ class ServedStats:
 
 class ServedLookup(EmbeddingLookup):
     @abstractmethod
+    def manifest(
+        self, release: str | None = None, *, model: str | None = None, timeout: float | None = None
+    ) -> ReleaseManifest:
+        """As EmbeddingLookup has it; `timeout` in seconds, for a release that is named."""
+
+    @abstractmethod
     def releases(self) -> Sequence[ReleaseEntry]:
         """Every complete release, whatever its model. Raises StoreUnavailable."""
 
@@ -101,8 +107,10 @@ class ServedStore(ServedLookup):
         self._mapped = isinstance(store.backend, MemmapBackend)
         self._fetch_seconds = 0.0  # moving average
 
-    def manifest(self, release: str | None = None, *, model: str | None = None) -> ReleaseManifest:
-        return self._store.manifest(release, model=model)
+    def manifest(
+        self, release: str | None = None, *, model: str | None = None, timeout: float | None = None
+    ) -> ReleaseManifest:
+        return self._store.manifest(release, model=model, timeout=timeout)
 
     def lookup(
         self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None

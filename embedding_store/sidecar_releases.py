@@ -142,11 +142,13 @@ class ServedReleases:
             return next(iter(self.active.values()))
         return self.active.get(model) if model is not None else None
 
-    def manifest(self, release: str | None, model: str | None = None) -> ReleaseManifest:
-        """As EmbeddingLookup.manifest, and remembers it. May wait for a network where it is not among `manifests`."""
+    def manifest(
+        self, release: str | None, model: str | None = None, *, timeout: float | None = None
+    ) -> ReleaseManifest:
+        """As ServedLookup.manifest, and remembers it. May wait for a network where it is not among `manifests`."""
         if release is not None and release in self.manifests:
             return self.manifests[release]
-        manifest = self._store.manifest(release, model=model)
+        manifest = self._store.manifest(release, model=model, timeout=timeout)
         self.manifests[manifest.name] = manifest  # a release never changes
         return manifest
 

@@ -78,6 +78,24 @@ def test_an_id_that_does_not_exist_is_not_degraded(start, redis_store, release) 
     np.testing.assert_array_equal(table.status, [ABSENT, UNAVAILABLE])
 
 
+def test_a_release_that_was_never_read_is_read_within_the_look_up_s_time(start, redis_store) -> None:  # type: ignore[no-untyped-def]
+    process = start("--poll-seconds", "0", url=redis_store.url)
+    with open_backend(redis_store.url) as backend:
+        put(backend, make_release("v2", 5))
+    request = resp.command(b"TR.LOOKUP", encode_request("feed@v2", {"item": np.arange(10)}, 0.2))
+    with connect(process.socket) as asking:
+        redis_store.pause()
+        try:
+            asking.sendall(request)
+            answer = asking.recv(1000)
+        finally:
+            redis_store.resume()
+        assert answer.startswith(b"-UNAVAILABLE ")
+        assert b"did not answer within 0." in answer
+        asking.sendall(request)
+        assert asking.recv(100).startswith(b"$")
+
+
 def test_a_known_release_is_told_while_every_thread_waits_for_the_store(start, redis_store, release) -> None:  # type: ignore[no-untyped-def]
     process = start("--threads", "1", "--poll-seconds", "0", url=redis_store.url)
     cold = int(np.setdiff1d(np.arange(5000), release.hot["item"])[0])
