@@ -53,6 +53,11 @@ class ServedLookup(EmbeddingLookup):
     ) -> ReleaseManifest:
         """As EmbeddingLookup has it; `timeout` in seconds, for a release that is named."""
 
+    @property
+    def policy_tables(self) -> frozenset[str]:
+        """Tables that the policy for unavailable rows names, whether there are such tables or not."""
+        return frozenset()
+
     @abstractmethod
     def releases(self) -> Sequence[ReleaseEntry]:
         """Every complete release, whatever its model. Raises StoreUnavailable."""
@@ -140,6 +145,10 @@ class ServedStore(ServedLookup):
             self._store.finish(misses, timeout=timeout)
         finally:
             self._fetch_seconds += (time.perf_counter() - began - self._fetch_seconds) / _AVERAGED
+
+    @property
+    def policy_tables(self) -> frozenset[str]:
+        return self._store.policy_tables
 
     def releases(self) -> Sequence[ReleaseEntry]:
         active = set(self.active().values())

@@ -81,6 +81,11 @@ class EmbeddingStore(EmbeddingLookup):
         self._lock = threading.Lock()
         self._logged = -_LOG_SECONDS
 
+    @property
+    def policy_tables(self) -> frozenset[str]:
+        """Tables that the policy for unavailable rows names."""
+        return frozenset(self._degrade.tables)
+
     def manifest(
         self, release: str | None = None, *, model: str | None = None, timeout: float | None = None
     ) -> ReleaseManifest:

@@ -67,6 +67,18 @@ def _is_whole(client, release, ids: dict[str, np.ndarray]) -> bool:  # type: ign
     return True
 
 
+def test_a_misspelt_table_is_told_in_log_and_info(start) -> None:  # type: ignore[no-untyped-def]
+    process = start("--on-unavailable", "itm=cache,default", "--on-unavailable", "user=cache,default")
+    assert process.client().info()["on_unavailable_unknown_tables"] == "itm"
+    warning = (
+        "--on-unavailable names 'itm', which no release in use has (feed@v1); their tables are: category, item, user"
+    )
+    assert warning in process.stop()[1]
+    right = start("--on-unavailable", "item=cache,default")
+    assert "on_unavailable_unknown_tables" not in right.client().info()
+    assert "--on-unavailable" not in right.stop()[1]
+
+
 def test_an_id_that_does_not_exist_is_not_degraded(start, redis_store, release) -> None:  # type: ignore[no-untyped-def]
     client = start("--on-unavailable", "cache,default", url=redis_store.url).client()
     cold = int(np.setdiff1d(np.arange(5000), release.hot["item"])[0])
