@@ -13,10 +13,20 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 
-from embedding_store.backend import Backend, History, NodeStats, ReleaseWriter, Stored, conflict, moved, namespace
+from embedding_store.backend import (
+    Backend,
+    History,
+    NodeStats,
+    ReleaseWriter,
+    Stored,
+    conflict,
+    hot_list,
+    moved,
+    namespace,
+)
 from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.codec import check_name
-from embedding_store.errors import InvalidRelease, UnknownRelease
+from embedding_store.errors import UnknownRelease
 from embedding_store.page_store import PageStore
 from embedding_store.redis_cluster import ClusterReader
 from embedding_store.redis_control import connect, errors
@@ -128,12 +138,7 @@ class RedisBackend(Backend):
             return np.empty(0, np.int64)
         with self.errors():
             content = cast(bytes | None, self.control.get(page_key(self.prefix, record.namespace, table, "hot")))
-        if content is not None and len(content) != 8 * info.hot_ids:
-            raise InvalidRelease(
-                f"{self.address}: the hot list of {release}'s table {table!r} has {len(content)} bytes; "
-                f"{info.hot_ids} ids take {8 * info.hot_ids}; `torchrank verify BUNDLE --store URL --mend` mends it"
-            )
-        return np.frombuffer(content or b"", "<i8").astype(np.int64)
+        return hot_list(self.address, release, info, content)
 
     def preflight(self, manifest: ReleaseManifest, *, room: int | None = None) -> None:
         check_server(self, manifest, room)
