@@ -82,6 +82,7 @@ def sidecar(
     """
     import functools
     import logging
+    import os
 
     from embedding_store.byte_sizes import parse_size
     from embedding_store.degrade import parse_policy
@@ -112,7 +113,10 @@ def sidecar(
     )
     degrade = parse_policy(on_unavailable, max_default_share)
     with ServedStore(open_store(store, cache_bytes=parse_size(cache_size), degrade=degrade)) as served:
-        run_sidecar(served, options, functools.partial(print, flush=True))
+        left = run_sidecar(served, options, functools.partial(print, flush=True))
+    if left:  # the interpreter would wait for them, as long as the store's time-outs last
+        logging.shutdown()
+        os._exit(0)
 
 
 def _tls(listen: str | None, certificate: Path | None, key: Path | None, ca: Path | None) -> ssl.SSLContext | None:
