@@ -148,6 +148,7 @@ class Sidecar:
         background = [
             asyncio.ensure_future(self._commands.releases.follow()),
             asyncio.ensure_future(self._connections.close_idle()),
+            asyncio.ensure_future(listeners.follow_files()),
         ]
         try:
             await listeners.open()
@@ -159,10 +160,10 @@ class Sidecar:
             listeners.remove_file()
             # Connections that the kernel has made and nobody has accepted yet would be reset by closing at once.
             await asyncio.sleep(DRAIN_QUIET)
+            for task in background:  # one of which pins, and one opens listeners
+                task.cancel()
             listeners.close()
             await self._connections.drain(self._options.drain_seconds)
-            for task in background:  # one of which pins
-                task.cancel()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._commands.releases.release_all(), _UNPIN_SECONDS)
         finally:
