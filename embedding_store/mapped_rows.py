@@ -84,19 +84,31 @@ def fetch_rows(
 
 @njit(cache=True, nogil=True)
 def _take_all(mapped, tables, counts, ids, places, whole, rows, status):  # type: ignore[no-untyped-def]
+    """Copies everything before it looks at any check: while a row is hashed, no more than the next two are on their way
+    from memory, and while it is only copied, many."""
     lost = damaged = -1
+    checks = np.empty(len(ids), np.uint64)
     first = start = 0
     for k in range(len(tables)):
         table = mapped[tables[k]]
         last, end = first + counts[k], start + counts[k] * table[WIDTH]
         if whole[k]:
-            bad = _take(table, ids[first:last], places[first:last], rows[start:end], status[first:last])
+            bad = _take(table, places[first:last], rows[start:end], checks[first:last], status[first:last])
             damaged = first + bad if bad >= 0 else damaged
         # Once more: where a file was cut off meanwhile, the rest of its last page reads as zeros.
         if counts[k] and not (whole[k] and _is_whole(table)):
             status[first:last] = UNAVAILABLE
             lost = tables[k]
         first, start = last, end
+    first, address = 0, np.int64(rows.ctypes.data)
+    for k in range(len(tables)):
+        width, seed, last = mapped[tables[k], WIDTH], np.uint64(mapped[tables[k], SEED]), first + counts[k]
+        for i in range(first, last):
+            if status[i] == FOUND and row_check(seed, ids[i], address, width) != checks[i]:
+                status[i] = UNAVAILABLE
+                damaged = i
+            address += width
+        first = last
     return lost, damaged
 
 
@@ -113,26 +125,22 @@ def _find(table, ids, places):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _take(table, ids, places, rows, status):  # type: ignore[no-untyped-def]
-    """Returns the place of the last id whose row is damaged, or -1."""
-    width, seed, damaged = table[WIDTH], np.uint64(table[SEED]), -1
+def _take(table, places, rows, checks, status):  # type: ignore[no-untyped-def]
+    """Rows and the checks that lie behind them, which may be wrong. Returns the place of the last id of which cannot be
+    said that it is absent, or -1."""
+    width, unsure = table[WIDTH], -1
     pages = carray(_pointer(table[ADDRESS]), (table[ROWS], width + CHECK_BYTES), np.uint8)
-    copies = np.int64(rows.ctypes.data)
     for i in range(len(places)):
+        status[i] = FOUND if places[i] >= 0 else ABSENT
         if places[i] >= 0:
             row, target = pages[places[i]], rows[i * width : (i + 1) * width]
             for byte in range(width):
                 target[byte] = row[byte]
-            # Of the copy: the file may be written meanwhile.
-            check = check_at(table[ADDRESS] + places[i] * (width + CHECK_BYTES) + width)
-            good = row_check(seed, ids[i], copies + i * width, width) == check
-            status[i] = FOUND if good else UNAVAILABLE
-        else:
-            good = table[IDS_FILE] < 0 or _lies_between(table, NOT_THERE - places[i])
-            status[i] = ABSENT if good else UNAVAILABLE
-        if not good:
-            damaged = i
-    return damaged
+            checks[i] = check_at(table[ADDRESS] + places[i] * (width + CHECK_BYTES) + width)
+        elif table[IDS_FILE] >= 0 and not _lies_between(table, NOT_THERE - places[i]):
+            status[i] = UNAVAILABLE
+            unsure = i
+    return unsure
 
 
 @njit(cache=True, nogil=True)

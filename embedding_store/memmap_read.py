@@ -65,10 +65,11 @@ class MappedTables:
         return lost, damaged
 
     def _damaged(self, batch: IdBatch, position: int) -> StoreUnavailable:
-        table = int(batch.tables[np.searchsorted(np.cumsum(batch.counts), position, side="right")])
+        place = int(batch.tables[np.searchsorted(np.cumsum(batch.counts), position, side="right")])
+        table, path = self._manifest.tables[place], self._path(place, "pages")
         return StoreUnavailable(
-            f"{self._path(table, 'pages')} has other bytes than were published, found at id {batch.ids[position]} of "
-            f"table {self._manifest.tables[table].name!r} of {self._manifest.name}: damaged; torchrank verify BUNDLE "
+            f"{path}{' or its .ids' * table.sparse} has other bytes than were published, found at id "
+            f"{batch.ids[position]} of table {table.name!r} of {self._manifest.name}: damaged; torchrank verify BUNDLE "
             "--mend writes it again"
         )
 
