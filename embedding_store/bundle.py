@@ -38,5 +38,5 @@ def read_release_manifest(bundle: Path) -> ReleaseManifest:
 
 def read_chunks(folder: Path, table: TableInfo) -> Iterator[Chunk]:
     """All of a table out of FOLDER/NAME.pages and NAME.ids, in order. Raises InvalidRelease."""
-    pages_at_once = max(1, _CHUNK_BYTES // (table.page_rows * table.row_bytes))
+    pages_at_once = max(1, _CHUNK_BYTES // (table.page_rows * table.stored_bytes))
     return (bucket_chunks if table.sparse else page_chunks)(folder, table, pages_at_once)

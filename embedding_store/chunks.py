@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from embedding_store.buckets import bucket_bounds
 from embedding_store.release import TableInfo
+from embedding_store.row_checks import table_seed, with_checks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,7 +18,7 @@ class Chunk:
     """Whole pages of a table, or buckets, where it is sparse: those from `first_page` on.
 
     bounds: int64 [pages + 1], in rows: page first_page + k holds the rows bounds[k] … bounds[k + 1] - 1 of the chunk.
-    rows: uint8 [n, row_bytes], encoded; ids: int64 [n] of a sparse table, else int64 [0].
+    rows: uint8 [n, stored_bytes], as stored; ids: int64 [n] of a sparse table, else int64 [0].
     """
 
     first_page: int
@@ -71,11 +72,12 @@ class Checksum:
 
 
 def whole_table(table: TableInfo, content: bytes, ids: NDArray[np.int64] | None = None) -> Chunk:
-    """One chunk of a table that is in memory. content: its encoded rows, one after another."""
-    rows = np.frombuffer(content, np.uint8)
+    """One chunk of a table that is in memory. content: its encoded rows, one after another, without checks."""
+    encoded = np.frombuffer(content, np.uint8).reshape(-1, table.row_bytes)
+    rows = with_checks(table_seed(table), np.arange(table.rows) if ids is None else ids, encoded)
     none = np.empty(0, np.int64)
     bounds = page_bounds(table, 0, table.pages) if ids is None else bucket_bounds(ids, 0, table.pages, table.pages)
-    return Chunk(0, 0, bounds, rows.reshape(-1, table.row_bytes), none if ids is None else ids)
+    return Chunk(0, 0, bounds, rows, none if ids is None else ids)
 
 
 def page_bounds(table: TableInfo, first_page: int, pages: int) -> NDArray[np.int64]:

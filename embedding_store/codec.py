@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from embedding_store.errors import InvalidRelease
 from embedding_store.int8_rows import LOWEST, TAIL_BYTES, WIDEST, decode_int8, encode_int8, scales_and_offsets
-from embedding_store.release import Codec, TableInfo
+from embedding_store.release import CHECK_BYTES, Codec, TableInfo
 
 if sys.byteorder != "little":
     raise ImportError("embedding_store reads rows in place and needs a little-endian host")
@@ -51,14 +51,15 @@ def row_bytes(codec: Codec, dim: int) -> int:
 
 
 def page_rows(row_bytes: int) -> int:
-    """The most rows whose string stays in the 8 KiB allocation class: 63 of 128 bytes; a huge row has its own page."""
-    return max(1, (_SIZE_CLASS - _STRING_OVERHEAD) // row_bytes)
+    """The most rows, with their checks, whose string stays in the 8 KiB allocation class: 62 of 128 bytes; a huge row
+    has its own page."""
+    return max(1, (_SIZE_CLASS - _STRING_OVERHEAD) // (row_bytes + CHECK_BYTES))
 
 
 def bucket_rows(row_bytes: int) -> int:
     """Rows of a bucket of a sparse table on average: 10 of 128 bytes. One look-up reads a whole bucket, and each costs
-    Redis some 120 bytes beside the allocator's rounding: 1.25 x the row bytes; 8 rows take 1.27, 12 take 1.24."""
-    return max(1, _BUCKET_BYTES // (row_bytes + 8))
+    Redis some 120 bytes beside the allocator's rounding: 1.26 x the row bytes; 8 rows take 1.27, 12 take 1.24."""
+    return max(1, _BUCKET_BYTES // (row_bytes + CHECK_BYTES + 8))
 
 
 def encode(codec: Codec, rows: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -15,12 +15,15 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from embedding_store.lookup import ABSENT, FOUND, UNAVAILABLE
+from embedding_store.release import CHECK_BYTES
+from embedding_store.row_checks import check_at, is_intact, row_check
 from embedding_store.sparse import NOT_THERE, expected_row, find_row
 
 # Columns of the int64 [tables, COLUMNS] that describes mapped tables: their files (descriptor, address of the mapping,
-# size in bytes) and rows. IDS_FILE is -1 for dense ids, FILE is -1 for a table that is not mapped.
-FILE, ADDRESS, SIZE, IDS_FILE, IDS_ADDRESS, IDS_SIZE, ROWS, WIDTH = range(8)
-COLUMNS = 8
+# size in bytes) and rows; WIDTH: bytes of an encoded row; SEED: of its check, the bits. IDS_FILE is -1 for dense ids,
+# FILE is -1 for a table that is not mapped.
+FILE, ADDRESS, SIZE, IDS_FILE, IDS_ADDRESS, IDS_SIZE, ROWS, WIDTH, SEED = range(9)
+COLUMNS = 9
 
 _PAGE = 4096  # of memory; where a system's pages are larger, some are asked for twice
 _SEEK_END = 2
@@ -53,12 +56,13 @@ def fetch_rows(
     rows: NDArray[np.uint8],
     status: NDArray[np.uint8],
     ahead: bool,
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """The rows of an IdBatch into `rows` and `status`, as in FetchedRows, out of the tables that `mapped` describes.
 
     `ahead`: starts reading all pages before it waits for the first. Rows of a table that is not mapped, or whose files
-    do not have their size (any more), are UNAVAILABLE. Returns the place of the last such table or -1, and how many
-    blocks of 512 bytes were read from disk.
+    do not have their size (any more), are UNAVAILABLE, and so are rows whose check is wrong. Returns the place of the
+    last such table or -1, the place of the last id whose row is damaged or -1, and how many blocks of 512 bytes were
+    read from disk.
     """
     blocks_before = _blocks_read()
     if ahead:
@@ -74,25 +78,38 @@ def fetch_rows(
             if ahead:
                 _read_rows_ahead(table, places[first:last])
         first = last
-    lost = _take_all(mapped, tables, counts, places, whole, rows, status)
-    return lost, _blocks_read() - blocks_before
+    lost, damaged = _take_all(mapped, tables, counts, ids, places, whole, rows, status)
+    return lost, damaged, _blocks_read() - blocks_before
 
 
 @njit(cache=True, nogil=True)
-def _take_all(mapped, tables, counts, places, whole, rows, status):  # type: ignore[no-untyped-def]
-    lost = -1
+def _take_all(mapped, tables, counts, ids, places, whole, rows, status):  # type: ignore[no-untyped-def]
+    """Copies everything before it looks at any check: while a row is hashed, no more than the next two are on their way
+    from memory, and while it is only copied, many."""
+    lost = damaged = -1
+    checks = np.empty(len(ids), np.uint64)
     first = start = 0
     for k in range(len(tables)):
         table = mapped[tables[k]]
         last, end = first + counts[k], start + counts[k] * table[WIDTH]
         if whole[k]:
-            _take(table, places[first:last], rows[start:end], status[first:last])
+            bad = _take(table, places[first:last], rows[start:end], checks[first:last], status[first:last])
+            damaged = first + bad if bad >= 0 else damaged
         # Once more: where a file was cut off meanwhile, the rest of its last page reads as zeros.
         if counts[k] and not (whole[k] and _is_whole(table)):
             status[first:last] = UNAVAILABLE
             lost = tables[k]
         first, start = last, end
-    return lost
+    first, address = 0, np.int64(rows.ctypes.data)
+    for k in range(len(tables)):
+        width, seed, last = mapped[tables[k], WIDTH], np.uint64(mapped[tables[k], SEED]), first + counts[k]
+        for i in range(first, last):
+            if status[i] == FOUND and row_check(seed, ids[i], address, width) != checks[i]:
+                status[i] = UNAVAILABLE
+                damaged = i
+            address += width
+        first = last
+    return lost, damaged
 
 
 @njit(cache=True, nogil=True)
@@ -108,15 +125,34 @@ def _find(table, ids, places):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _take(table, places, rows, status):  # type: ignore[no-untyped-def]
-    width = table[WIDTH]
-    pages = carray(_pointer(table[ADDRESS]), (table[ROWS], width), np.uint8)
+def _take(table, places, rows, checks, status):  # type: ignore[no-untyped-def]
+    """Rows and the checks that lie behind them, which may be wrong. Returns the place of the last id of which cannot be
+    said that it is absent, or -1."""
+    width, unsure = table[WIDTH], -1
+    pages = carray(_pointer(table[ADDRESS]), (table[ROWS], width + CHECK_BYTES), np.uint8)
     for i in range(len(places)):
         status[i] = FOUND if places[i] >= 0 else ABSENT
         if places[i] >= 0:
             row, target = pages[places[i]], rows[i * width : (i + 1) * width]
             for byte in range(width):
                 target[byte] = row[byte]
+            checks[i] = check_at(table[ADDRESS] + places[i] * (width + CHECK_BYTES) + width)
+        elif table[IDS_FILE] >= 0 and not _lies_between(table, NOT_THERE - places[i]):
+            status[i] = UNAVAILABLE
+            unsure = i
+    return unsure
+
+
+@njit(cache=True, nogil=True)
+def _lies_between(table, place):  # type: ignore[no-untyped-def]
+    """Whether the ids before and behind a place are those of the rows there: then the search, which ended between them,
+    went by the ids that the table was written with, and an id that is not there is none of the table's."""
+    width, seed = table[WIDTH], np.uint64(table[SEED])
+    known = carray(_pointer(table[IDS_ADDRESS]), (table[ROWS],), np.int64)
+    for row in range(max(0, place - 1), min(place + 1, table[ROWS])):
+        if not is_intact(seed, known[row], table[ADDRESS] + row * (width + CHECK_BYTES), width):
+            return False
+    return True
 
 
 @njit(cache=True, nogil=True)
@@ -135,10 +171,13 @@ def _read_ids_ahead(mapped, tables, counts, ids):  # type: ignore[no-untyped-def
 
 @njit(cache=True, nogil=True)
 def _read_rows_ahead(table, places):  # type: ignore[no-untyped-def]
-    width = table[WIDTH]
+    stored = table[WIDTH] + CHECK_BYTES
     for i in range(len(places)):
         if places[i] >= 0:
-            _read_ahead(table[FILE], places[i] * width, (places[i] + 1) * width - 1)
+            _read_ahead(table[FILE], places[i] * stored, (places[i] + 1) * stored - 1)
+        elif table[IDS_FILE] >= 0:  # see `_lies_between`
+            first, end = max(0, NOT_THERE - places[i] - 1), min(NOT_THERE - places[i] + 1, table[ROWS])
+            _read_ahead(table[FILE], first * stored, end * stored - 1)
 
 
 @njit(cache=True, nogil=True)

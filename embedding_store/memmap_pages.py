@@ -89,7 +89,7 @@ class MemmapPages(PageStore):
             sync_folder(self._tables)
 
     def _parts(self, table: TableInfo, chunk: Chunk) -> list[_Part]:
-        parts = [("pages", table.row_bytes, chunk.rows.reshape(-1).data, table.bytes)]
+        parts = [("pages", table.stored_bytes, chunk.rows.reshape(-1).data, table.bytes)]
         if table.sparse:
             parts.append(("ids", 8, chunk.ids.view(np.uint8).data, table.ids_bytes))
         return [

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from embedding_store.batch import FetchedRows, IdBatch, row_starts
 from embedding_store.errors import StoreUnavailable
-from embedding_store.mapped_rows import COLUMNS, FILE, WIDTH, fetch_rows
+from embedding_store.mapped_rows import COLUMNS, FILE, SEED, WIDTH, fetch_rows
 from embedding_store.release import ReleaseManifest, TableInfo
+from embedding_store.row_checks import table_seed
 
 # Reading ahead costs 0.4 µs a row where everything is in memory, and saves 40 µs a page (on the disk it was measured
 # on) where it is not. So it is done for a fetch after one that read two pages or more from disk.
@@ -43,21 +44,34 @@ class MappedTables:
         """See `Backend.fetch`; without a time limit, because reading mapped memory cannot be interrupted."""
         rows = np.empty(row_starts(batch, self._widths)[-1], np.uint8)
         status = np.empty(len(batch.ids), np.uint8)
-        lost = self._read(batch, rows, status)
-        if lost < 0:
-            return FetchedRows(rows, status)
-        error = self._map(batch.tables[batch.counts > 0].tolist())
-        lost = self._read(batch, rows, status)
+        lost, damaged = self._read(batch, rows, status)
+        error = None
+        if lost >= 0:
+            error = self._map(batch.tables[batch.counts > 0].tolist())
+            lost, damaged = self._read(batch, rows, status)
         if lost >= 0 and error is None:
             error = StoreUnavailable(f"{self._path(lost, 'pages')} was cut off while it was read: damaged; {_ADVICE}")
+        if damaged >= 0 and error is None:
+            error = self._damaged(batch, damaged)
         return FetchedRows(rows, status, error)
 
-    def _read(self, batch: IdBatch, rows: NDArray[np.uint8], status: NDArray[np.uint8]) -> int:
-        """Returns the place of a table that is not mapped or not whole, else -1."""
+    def _read(self, batch: IdBatch, rows: NDArray[np.uint8], status: NDArray[np.uint8]) -> tuple[int, int]:
+        """Returns the place of a table that is not mapped or not whole, and of an id whose row is damaged, else -1."""
         mapped = self._mapped  # for the whole call: what it maps stays mapped as long
-        lost, blocks = fetch_rows(mapped.columns, batch.tables, batch.counts, batch.ids, rows, status, self._cold)
+        lost, damaged, blocks = fetch_rows(
+            mapped.columns, batch.tables, batch.counts, batch.ids, rows, status, self._cold
+        )
         self._cold = blocks >= _COLD_BLOCKS
-        return lost
+        return lost, damaged
+
+    def _damaged(self, batch: IdBatch, position: int) -> StoreUnavailable:
+        place = int(batch.tables[np.searchsorted(np.cumsum(batch.counts), position, side="right")])
+        table, path = self._manifest.tables[place], self._path(place, "pages")
+        return StoreUnavailable(
+            f"{path}{' or its .ids' * table.sparse} has other bytes than were published, found at id "
+            f"{batch.ids[position]} of table {table.name!r} of {self._manifest.name}: damaged; torchrank verify BUNDLE "
+            "--mend writes it again"
+        )
 
     def _map(self, places: Sequence[int]) -> StoreUnavailable | None:
         """Maps those of the tables that are not, or no longer whole; returns why one cannot be."""
@@ -127,6 +141,7 @@ class _Mapped(NamedTuple):
 def _nothing_mapped(manifest: ReleaseManifest) -> NDArray[np.int64]:
     columns = np.full((len(manifest.tables), COLUMNS), -1, np.int64)
     columns[:, WIDTH] = [table.row_bytes for table in manifest.tables]
+    columns[:, SEED] = [table_seed(table).view(np.int64) for table in manifest.tables]
     return columns
 
 

@@ -1,7 +1,7 @@
 """A complete release against its bundle: what of it the store has lost or changed since, and writing that again.
 
-Whoever reads meanwhile can only gain: what is written is what the release always was. Rows that a process has in its
-cache already are out of reach here: where bytes had changed, it has to be started anew.
+Whoever reads meanwhile can only gain: what is written is what the release always was. Rows whose bytes had changed are
+in nobody's cache: readers refuse them (`row_checks.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files of a bundle's tables: NAME.pages (encoded rows) and NAME.hot (the most frequent ids).
+"""Files of a bundle's tables: NAME.pages (encoded rows, each with its check) and NAME.hot (the most frequent ids).
 
 Layout: `release.TableInfo`. Pages lie one after another without padding, so writing needs no page buffer. Tables of raw
 64-bit ids: `sparse_pages.py`.
@@ -20,6 +20,7 @@ from embedding_store.chunks import Chunk, page_bounds
 from embedding_store.codec import check_name, check_table, encode_table, page_rows, row_bytes
 from embedding_store.errors import InvalidRelease
 from embedding_store.release import Codec, TableInfo
+from embedding_store.row_checks import seed_of, with_checks
 
 
 class PageWriter:
@@ -38,6 +39,7 @@ class PageWriter:
         self._name = check_name("table", name)
         self._codec = codec
         self._dim = dim
+        self._seed = seed_of(name, codec, dim)
         self._rows = 0
         self._hash = hashlib.sha256()
         self._partial = folder / f"{name}.pages.partial"
@@ -47,9 +49,10 @@ class PageWriter:
         """The next rows, float32 [n, dim]. Raises InvalidRelease for a value that the codec cannot hold."""
         if rows.ndim != 2 or rows.shape[1] != self._dim:
             raise InvalidRelease(f"table {self._name!r}: rows are {list(rows.shape)}; expected [n, {self._dim}]")
-        encoded = encode_table(self._name, self._codec, rows, range(self._rows, self._rows + len(rows)))
-        self._hash.update(encoded.data)
-        self._file.write(encoded.data)
+        ids = np.arange(self._rows, self._rows + len(rows))
+        stored = with_checks(self._seed, ids, encode_table(self._name, self._codec, rows, ids))
+        self._hash.update(stored.data)
+        self._file.write(stored.data)
         self._rows += len(rows)
 
     def finish(
@@ -101,14 +104,14 @@ def page_chunks(folder: Path, table: TableInfo, pages_at_once: int) -> Iterator[
     with open_pages(folder, table) as file:
         for first_page in range(0, table.pages, pages_at_once):
             bounds = page_bounds(table, first_page, min(pages_at_once, table.pages - first_page))
-            rows = np.fromfile(file, np.uint8, int(bounds[-1]) * table.row_bytes).reshape(-1, table.row_bytes)
+            rows = np.fromfile(file, np.uint8, int(bounds[-1]) * table.stored_bytes).reshape(-1, table.stored_bytes)
             yield Chunk(first_page, first_page * table.page_rows, bounds, rows, no_ids)
 
 
 def open_pages(folder: Path, table: TableInfo) -> BufferedReader:
     """FOLDER/NAME.pages for reading. Raises InvalidRelease where it has another size than the manifest states."""
     path = folder / f"{table.name}.pages"
-    check_size(path, table.bytes, f"{table.rows} rows of {table.row_bytes} take")
+    check_size(path, table.bytes, f"{table.rows} rows of {table.row_bytes}, and their checks, take")
     return path.open("rb")
 
 

@@ -20,7 +20,7 @@ from embedding_store.redis_rights import refusal
 from embedding_store.redis_slots import Shard, page_slots, redirection
 from embedding_store.redis_topology import Topology
 from embedding_store.redis_url import Host, RedisAddress
-from embedding_store.redis_wire import LOST
+from embedding_store.redis_wire import DAMAGED, LOST
 from embedding_store.talks import Talk, Talks
 
 Commands = NDArray[np.int64]
@@ -113,9 +113,10 @@ class ClusterFetch:
                 yield from self._retry(left, tries, unavailable, hopeless=node.breaker.open)
             return
         if of_replica:
-            lost = self._fetch.having(commands, LOST)  # a replica may lag: its master knows
-            if len(lost):
-                self._talks.start(self._route(lost, tries + 1))
+            # A replica may lag, and what is damaged there its master may have whole.
+            failed = np.concatenate([self._fetch.having(commands, outcome) for outcome in (LOST, DAMAGED)])
+            if len(failed):
+                self._talks.start(self._route(failed, tries + 1))
         if refusals:
             self._follow(node, host, refusals, tries)
 

@@ -15,6 +15,7 @@ from embedding_store.lookup import ABSENT, UNAVAILABLE
 from embedding_store.redis_keys import Record, page_key
 from embedding_store.redis_wire import (
     ANSWERED,
+    DAMAGED,
     LOST,
     PAGE_ROWS,
     PAGES,
@@ -27,15 +28,22 @@ from embedding_store.redis_wire import (
     encode,
 )
 from embedding_store.release import ReleaseManifest, TableInfo
+from embedding_store.row_checks import table_seed
 
 Decoded = tuple[int, int, int, bool]
+
+_FAULTS = {  # by the outcome of a command
+    LOST: "lost {} (evicted or deleted? maxmemory-policy must be noeviction); torchrank publish BUNDLE writes it again",
+    DAMAGED: "a damaged {} (other bytes than were published); torchrank verify BUNDLE --mend writes it again",
+}
 
 
 class PageKeys:
     """Where the pages of a release's tables are, as arrays by the table's place in the manifest.
 
     prefixes uint8: the keys without the page's number, one after another; ends int64 [tables + 1] says which is whose.
-    geometry int64 [tables, 5]: rows, rows of a page, bytes of a row, whether its ids are sparse, pages or buckets.
+    geometry int64 [tables, 6]: rows, rows of a page, bytes of an encoded row, whether its ids are sparse, pages or
+    buckets, and the bits of the seed of its rows' checks.
     """
 
     def __init__(self, prefix: str, record: Record) -> None:
@@ -44,8 +52,11 @@ class PageKeys:
         prefixes = [page_key(prefix, record.namespace, table.name, "").encode() for table in tables]
         self.prefixes = np.frombuffer(b"".join(prefixes), np.uint8)
         self.ends = np.cumsum([0, *map(len, prefixes)])
-        described = [[table.rows, table.page_rows, table.row_bytes, table.sparse, table.pages] for table in tables]
-        self.geometry = np.array(described, np.int64).reshape(-1, 5)
+        described = [
+            [table.rows, table.page_rows, table.row_bytes, table.sparse, table.pages, table_seed(table).view(np.int64)]
+            for table in tables
+        ]
+        self.geometry = np.array(described, np.int64).reshape(-1, 6)
         self.widths = self.geometry[:, ROW_BYTES].copy()
 
 
@@ -119,7 +130,7 @@ class PageFetch:
         return left
 
     def without_row(self, commands: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of the commands that have no answer, or whose page the node that was asked has not."""
+        """Those of the commands that have no answer, or whose page the node that was asked has not, or damaged."""
         left: NDArray[np.int64] = commands[self.outcome[commands] != ANSWERED]
         return left
 
@@ -140,7 +151,7 @@ class PageFetch:
     ) -> Decoded:  # fmt: skip
         """See `redis_wire.decode`."""
         decoded: Decoded = decode(
-            buffer, at, end, commands, replies, asking, self.tables, self.begins, self._members, self._ids,
+            buffer, at, end, commands, replies, asking, self.tables, self.pages, self.begins, self._members, self._ids,
             self._targets, self.keys.geometry, self.rows, self.status, self.outcome, errors,
         )  # fmt: skip
         return decoded
@@ -150,20 +161,17 @@ class PageFetch:
         self._errors.setdefault(str(error), error)
 
     def result(self, address: object) -> FetchedRows:
-        lost = self.outcome.tobytes().find(LOST)
-        if lost >= 0:
-            self.fail(self._lost(address, lost))
+        for outcome, what in _FAULTS.items():
+            command = self.outcome.tobytes().find(outcome)
+            if command >= 0:
+                self.fail(StoreUnavailable(f"{address} has {what.format(self._page(command))}"))
         errors = list(self._errors.values())
         error = StoreUnavailable("; ".join(map(str, errors))) if len(errors) > 1 else errors[0] if errors else None
         return FetchedRows(self.rows, self.status, error)
 
-    def _lost(self, address: object, command: int) -> StoreUnavailable:
+    def _page(self, command: int) -> str:
         manifest = self.keys.record.manifest
-        return StoreUnavailable(
-            f"{address} has lost page {self.pages[command]} of table {manifest.tables[self.tables[command]].name!r} of "
-            f"{manifest.name} (evicted or deleted? maxmemory-policy must be noeviction); torchrank publish BUNDLE "
-            "writes it again"
-        )
+        return f"page {self.pages[command]} of table {manifest.tables[self.tables[command]].name!r} of {manifest.name}"
 
 
 @cache

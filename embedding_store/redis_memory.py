@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import exp, lgamma, log
 
-from embedding_store.buckets import COUNT_BYTES, ID_BYTES
+from embedding_store.buckets import HEAD_BYTES, ID_BYTES
 from embedding_store.redis_keys import page_key
 from embedding_store.release import TableInfo
 
@@ -56,7 +56,9 @@ def _sds(length: int, *, least: int) -> int:
 
 def _page_bytes(table: TableInfo) -> int:
     last = table.rows - (table.pages - 1) * table.page_rows
-    return (table.pages - 1) * string_bytes(table.page_rows * table.row_bytes) + string_bytes(last * table.row_bytes)
+    return (table.pages - 1) * string_bytes(table.page_rows * table.stored_bytes) + string_bytes(
+        last * table.stored_bytes
+    )
 
 
 def _bucket_bytes(table: TableInfo) -> float:
@@ -64,5 +66,5 @@ def _bucket_bytes(table: TableInfo) -> float:
     mean = table.rows / table.pages
     most = int(mean + 12 * mean**0.5 + 12)
     chances = (exp(count * log(mean) - mean - lgamma(count + 1)) for count in range(most))
-    sizes = (string_bytes(COUNT_BYTES + count * (ID_BYTES + table.row_bytes)) for count in range(most))
+    sizes = (string_bytes(HEAD_BYTES + count * (ID_BYTES + table.stored_bytes)) for count in range(most))
     return table.pages * sum(chance * size for chance, size in zip(chances, sizes, strict=True))

@@ -10,11 +10,12 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 
-from embedding_store.buckets import COUNT_BYTES, ID_BYTES, encode_buckets
+from embedding_store.buckets import HEAD_BYTES, ID_BYTES, encode_buckets
 from embedding_store.chunks import Chunk, page_bounds
 from embedding_store.page_store import CHANGED, LOST, SAME, PageStore, nothing
 from embedding_store.redis_keys import page_key
 from embedding_store.release import TableInfo
+from embedding_store.row_checks import table_seed
 
 if TYPE_CHECKING:
     from embedding_store.redis_backend import RedisBackend
@@ -89,9 +90,9 @@ class RedisPages(PageStore):
 def _page_strings(table: TableInfo, chunk: Chunk) -> list[bytes]:
     """The value of each page, or bucket, of the chunk."""
     if table.sparse:
-        encoded, starts = encode_buckets(chunk.ids, chunk.rows, chunk.bounds)
+        encoded, starts = encode_buckets(table_seed(table), chunk.first_page, chunk.ids, chunk.rows, chunk.bounds)
     else:
-        encoded, starts = chunk.rows.reshape(-1), chunk.bounds * table.row_bytes
+        encoded, starts = chunk.rows.reshape(-1), chunk.bounds * table.stored_bytes
     content, places = encoded.data, starts.tolist()
     return [bytes(content[start:end]) for start, end in itertools.pairwise(places)]
 
@@ -100,8 +101,8 @@ def _wrong_lengths(table: TableInfo, lengths: NDArray[np.int64]) -> int:
     """lengths: int64 [pages] of the strings. How many rows a bucket has is not known here, only how many all have: a
     bucket that lacks just some whole rows makes one wrong length."""
     if not table.sparse:
-        return int(np.count_nonzero(lengths != np.diff(page_bounds(table, 0, table.pages)) * table.row_bytes))
-    rows, rest = np.divmod(lengths - COUNT_BYTES, ID_BYTES + table.row_bytes)
+        return int(np.count_nonzero(lengths != np.diff(page_bounds(table, 0, table.pages)) * table.stored_bytes))
+    rows, rest = np.divmod(lengths - HEAD_BYTES, ID_BYTES + table.stored_bytes)
     wrong = int(np.count_nonzero((rest != 0) | (rows < 0)))
     return wrong or int(rows.sum() != table.rows)
 

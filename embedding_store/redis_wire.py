@@ -15,12 +15,15 @@ from numba import njit
 
 from embedding_store.buckets import find_in_bucket
 from embedding_store.lookup import ABSENT, FOUND
+from embedding_store.release import CHECK_BYTES
+from embedding_store.row_checks import is_intact
 from embedding_store.sparse import NOT_THERE
 
-# columns of `geometry`, int64 [tables, 5]; PAGES: buckets of a sparse table
-ROWS, PAGE_ROWS, ROW_BYTES, SPARSE, PAGES = 0, 1, 2, 3, 4
-# outcome of a command
-WAITING, ANSWERED, LOST, REFUSED = 0, 1, 2, 3  # LOST: the page is missing or damaged; REFUSED: an error reply
+# columns of `geometry`, int64 [tables, 6]; PAGES: buckets of a sparse table; SEED: of the rows' checks
+ROWS, PAGE_ROWS, ROW_BYTES, SPARSE, PAGES, SEED = 0, 1, 2, 3, 4, 5
+# Outcome of a command. LOST: the page is missing; DAMAGED: it is shorter than it was, or a row has not its check, while
+# others of a bucket may have come; REFUSED: an error reply
+WAITING, ANSWERED, LOST, REFUSED, DAMAGED = 0, 1, 2, 3, 4
 
 LONGEST_COMMAND = 256  # bytes, without the key's prefix
 _GETRANGE = np.frombuffer(b"*4\r\n$8\r\nGETRANGE\r\n", np.uint8)
@@ -94,7 +97,7 @@ def encode(  # type: ignore[no-untyped-def]
         at = _put_length(buffer, at, len(prefix) + digits)
         at = _put_number(buffer, _put(buffer, at, prefix), page, digits)
         if not geometry[table, SPARSE]:
-            width = geometry[table, ROW_BYTES]
+            width = geometry[table, ROW_BYTES] + CHECK_BYTES
             start = (ids[members[begins[command]]] - page * geometry[table, PAGE_ROWS]) * width
             at = _put_argument(buffer, at, start)
             at = _put_argument(buffer, at, start + width - 1)
@@ -133,24 +136,28 @@ def _take_row(buffer, start, width, position, targets, rows, status):  # type: i
 
 
 @njit(cache=True, nogil=True)
-def _take_from_bucket(buffer, start, length, width, members, ids, targets, rows, status):  # type: ignore[no-untyped-def]
-    """The rows of some ids, at these places, out of their bucket; False where it is damaged or not there (-1)."""
+def _take_from_bucket(  # type: ignore[no-untyped-def]
+    buffer, address, start, length, width, seed, bucket, members, ids, targets, rows, status
+):
+    """The rows of some ids, at these places, out of their bucket; returns the outcome."""
+    outcome = ANSWERED
     for i in range(len(members)):
         position = members[i]
-        row = find_in_bucket(buffer, start, length, ids[position], width)
-        if row >= 0:
-            _take_row(buffer, row, width, position, targets, rows, status)
+        key = ids[position]
+        row = find_in_bucket(address + start, length, key, width + CHECK_BYTES, seed, bucket)
+        if row >= 0 and is_intact(seed, key, address + start + row, width):
+            _take_row(buffer, start + row, width, position, targets, rows, status)
         elif row == NOT_THERE:
             status[position] = ABSENT
         else:
-            return False
-    return True
+            outcome = DAMAGED
+    return outcome
 
 
 @njit(cache=True, nogil=True)
 def decode(  # type: ignore[no-untyped-def]
     buffer, at, end, commands, replies, asking,
-    tables, begins, members, ids, targets, geometry, rows, status, outcome, errors,
+    tables, pages, begins, members, ids, targets, geometry, rows, status, outcome, errors,
 ):  # fmt: skip
     """Reads the replies in buffer[at:end] that are whole, as many as belong to `commands`, beyond the `replies` that
     were read before.
@@ -159,7 +166,7 @@ def decode(  # type: ignore[no-untyped-def]
     where that is full. Returns what `at` and `replies` are now, the number of errors, and whether all was in order: a
     reply that cannot belong to a command means that the rest cannot be told apart.
     """
-    found, each = 0, 2 if asking else 1
+    found, each, address = 0, 2 if asking else 1, np.int64(buffer.ctypes.data)
     while replies < each * len(commands) and found < len(errors):
         line = _line_end(buffer, at + 1, end)
         if line < 0:
@@ -178,20 +185,25 @@ def decode(  # type: ignore[no-untyped-def]
         else:
             length, start = _number(buffer, at + 1, line), line + 2
             table = tables[command]
-            width, sparse = geometry[table, ROW_BYTES], geometry[table, SPARSE]
-            if kind != 36 or length < -1 or (length > width and not sparse):
+            width, sparse, seed = geometry[table, ROW_BYTES], geometry[table, SPARSE], np.uint64(geometry[table, SEED])
+            if kind != 36 or length < -1 or (length > width + CHECK_BYTES and not sparse):
                 return at, replies, found, False
             after = start + length + 2 if length >= 0 else start
             if after > end:
                 break
-            if sparse:
+            if length <= 0:  # GETRANGE answers "" for a page that is not there, and for a row behind its end
+                outcome[command] = LOST
+            elif sparse:
                 wanted = members[begins[command] : begins[command + 1]]
-                whole = _take_from_bucket(buffer, start, length, width, wanted, ids, targets, rows, status)
+                outcome[command] = _take_from_bucket(
+                    buffer, address, start, length, width, seed, pages[command], wanted, ids, targets, rows, status
+                )
             else:
-                whole = length == width
-                if whole:
-                    _take_row(buffer, start, width, members[begins[command]], targets, rows, status)
-            outcome[command] = ANSWERED if whole else LOST
+                position = members[begins[command]]
+                good = length == width + CHECK_BYTES and is_intact(seed, ids[position], address + start, width)
+                if good:  # or a row that came before, of another node, stays
+                    _take_row(buffer, start, width, position, targets, rows, status)
+                outcome[command] = ANSWERED if good else DAMAGED
             at = after
         replies += 1
     return at, replies, found, True

@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 import msgspec
 
 Codec = Literal["fp32", "fp16", "int8"]
+CHECK_BYTES = 2  # behind each stored row: see row_checks.py
 
 
 class TableInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One table: its encoded rows in `tables/NAME.pages`, one after another without header or padding, so that row i
-    starts at byte `i * row_bytes`; `tables/NAME.hot` holds little-endian int64 ids, most frequent first.
+    """One table: its encoded rows in `tables/NAME.pages`, each with its check behind it (`row_checks.py`), one after
+    another without header or padding, so that row i starts at byte `i * stored_bytes`; `tables/NAME.hot` holds
+    little-endian int64 ids, most frequent first.
 
     dense: the ids are 0 … rows-1. The rows are cut in pages of `page_rows` rows (the last may be shorter).
     sparse: any int64 may be an id. `tables/NAME.ids` holds those of the rows, little-endian int64, in the order that
@@ -26,7 +28,7 @@ class TableInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: Annotated[int, msgspec.Meta(ge=1)]
     dim: Annotated[int, msgspec.Meta(ge=1)]
     codec: Codec
-    row_bytes: Annotated[int, msgspec.Meta(ge=1)]
+    row_bytes: Annotated[int, msgspec.Meta(ge=1)]  # of an encoded row, without its check
     page_rows: Annotated[int, msgspec.Meta(ge=1)]
     sha256: str  # of the .pages file
     hot_ids: int = 0  # how many ids the .hot file holds
@@ -43,9 +45,14 @@ class TableInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return -(-self.rows // self.page_rows)
 
     @property
+    def stored_bytes(self) -> int:
+        """Of a row with its check."""
+        return self.row_bytes + CHECK_BYTES
+
+    @property
     def bytes(self) -> int:
         """Of the .pages file."""
-        return self.rows * self.row_bytes
+        return self.rows * self.stored_bytes
 
     @property
     def ids_bytes(self) -> int:

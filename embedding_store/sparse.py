@@ -42,7 +42,7 @@ def expected_row(key: np.int64, rows: int) -> int:
 
 @njit(cache=True, nogil=True)
 def find_row(ids: NDArray[np.int64], key: np.int64) -> int:
-    """The place of `key` among the ids of a table in their order, or NOT_THERE.
+    """The place of `key` among the ids of a table in their order, or NOT_THERE - p where it would be at place p.
 
     Mixed ids are spread evenly, so the first guess is off by about √n places and each further one by the root of that:
     two or three memory pages are touched, where a bisection would touch twenty.
@@ -66,12 +66,12 @@ def find_row(ids: NDArray[np.int64], key: np.int64) -> int:
         tries += 1
         if tries > _GUESSES:  # ids that were chosen to mix alike, or a damaged file
             guess = (low + high) // 2
-    return NOT_THERE
+    return NOT_THERE - low
 
 
 @njit(cache=True, nogil=True)
 def find_rows(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`find_row` of each: int64 [len(wanted)]."""
+    """`find_row` of each: int64 [len(wanted)], negative where the table has no such id."""
     places = np.empty(len(wanted), np.int64)
     for i in range(len(wanted)):
         places[i] = find_row(ids, wanted[i])

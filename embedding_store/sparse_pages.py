@@ -17,7 +17,8 @@ from embedding_store.chunks import Chunk
 from embedding_store.codec import bucket_rows, check_name, check_table, encode_table, row_bytes
 from embedding_store.errors import InvalidRelease
 from embedding_store.pages import check_size, encode_default, open_pages, write_hot
-from embedding_store.release import Codec, TableInfo
+from embedding_store.release import CHECK_BYTES, Codec, TableInfo
+from embedding_store.row_checks import seed_of, with_checks
 from embedding_store.sparse import NOT_THERE, mixed_ids
 
 _PART_BITS = 8
@@ -42,6 +43,7 @@ class SparsePageWriter:
         self._codec = codec
         self._dim = dim
         self._width = row_bytes(codec, dim)
+        self._seed = seed_of(name, codec, dim)
         self._rows = 0
         self._parts = folder / f"{name}.parts"
         self._parts.mkdir()
@@ -53,10 +55,10 @@ class SparsePageWriter:
                 f"table {self._name!r}: ids are {ids.dtype} {list(ids.shape)} and rows {list(rows.shape)}; "
                 f"expected int64 [n] and [n, {self._dim}]"
             )
-        encoded = encode_table(self._name, self._codec, rows, ids)
+        stored = with_checks(self._seed, ids, encode_table(self._name, self._codec, rows, ids))
         part_of = (mixed_ids(ids) >> np.uint64(64 - _PART_BITS)).astype(np.uint8)
         order = np.argsort(part_of, kind="stable")
-        records = np.concatenate((_as_bytes(ids), encoded), axis=1)[order]
+        records = np.concatenate((_as_bytes(ids), stored), axis=1)[order]
         ends = np.cumsum(np.bincount(part_of, minlength=1 << _PART_BITS))
         for part, records_of_part in enumerate(np.split(records, ends[:-1])):
             if len(records_of_part):
@@ -108,7 +110,7 @@ class SparsePageWriter:
         path = self._part(part)
         content = np.fromfile(path, np.uint8) if path.exists() else np.empty(0, np.uint8)
         path.unlink(missing_ok=True)
-        records = content.reshape(-1, ID_BYTES + self._width)
+        records = content.reshape(-1, ID_BYTES + self._width + CHECK_BYTES)
         ids = np.ascontiguousarray(records[:, :ID_BYTES]).view(np.int64).reshape(-1)
         order = np.argsort(mixed_ids(ids))
         ids = ids[order]
@@ -143,7 +145,7 @@ def bucket_chunks(folder: Path, table: TableInfo, buckets_at_once: int) -> Itera
             last = row + int(bounds[-1])
             if bounds[-1] == NOT_THERE or (first + count == table.pages and last != table.rows):
                 raise InvalidRelease(f"{folder / table.name}.ids has ids out of their order: damaged")
-            rows = np.fromfile(pages, np.uint8, (last - row) * table.row_bytes).reshape(-1, table.row_bytes)
+            rows = np.fromfile(pages, np.uint8, (last - row) * table.stored_bytes).reshape(-1, table.stored_bytes)
             yield Chunk(first, row, bounds, rows, np.array(ids[row:last]))
             row = last
 

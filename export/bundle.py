@@ -21,7 +21,7 @@ from embedding_store.release import TableInfo
 from torchrank.features.schema import FeatureSchema
 from torchrank.features.spec import FeatureSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class InvalidBundle(ValueError):

@@ -1,4 +1,5 @@
-"""A relay before a server, for tests: it cuts a connection in the middle of a reply, or lets replies through slowly."""
+"""A relay before a server, for tests: it cuts a connection in the middle of a reply, lets replies through slowly, or
+changes them."""
 
 from __future__ import annotations
 
@@ -15,11 +16,14 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 class TcpProxy:
     """127.0.0.1:`port` is relayed to `target`. `cut_after`: bytes of replies, over all connections, after which the
-    connection is reset; None: never. `bytes_per_second` of replies; None: as fast as they come."""
+    connection is reset; None: never. `bytes_per_second` of replies; None: as fast as they come. `changed`: bytes in
+    replies that others of the same length are put for, as often as they come in one piece; `changes` counts them."""
 
     def __init__(self, target: int) -> None:
         self.cut_after: int | None = None
         self.bytes_per_second: float | None = None
+        self.changed: dict[bytes, bytes] = {}
+        self.changes = 0
         self.cuts = 0
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -66,6 +70,9 @@ class TcpProxy:
             while data := server.recv(1 << 16 if self.bytes_per_second is None else 100):
                 if self.bytes_per_second is not None:
                     time.sleep(len(data) / self.bytes_per_second)
+                for found, other in self.changed.items():
+                    self.changes += data.count(found)
+                    data = data.replace(found, other)
                 if self.cut_after is not None:
                     data, self.cut_after = data[: self.cut_after], self.cut_after - len(data)
                     if self.cut_after <= 0:

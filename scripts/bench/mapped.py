@@ -30,6 +30,7 @@ from embedding_store.batch import IdBatch
 from embedding_store.codec import page_rows
 from embedding_store.memmap_read import MappedTables
 from embedding_store.release import ReleaseManifest, TableInfo
+from embedding_store.row_checks import table_seed, with_checks
 
 WIDTH = 128
 COLD_IDS = 1000
@@ -47,6 +48,11 @@ def batch(rng: np.random.Generator, tables: int, ids: int, rows: int) -> IdBatch
     return IdBatch(np.arange(tables), np.full(tables, ids), rng.integers(0, rows, tables * ids))
 
 
+def random_rows(rng: np.random.Generator, table: TableInfo, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """As they are stored: uint8 [n, stored_bytes]."""
+    return with_checks(table_seed(table), ids, rng.integers(0, 256, (len(ids), WIDTH), np.uint8))
+
+
 def resident_file_bytes() -> int:
     status = Path("/proc/self/status").read_text()
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("RssFile")).split()[1])
@@ -54,11 +60,16 @@ def resident_file_bytes() -> int:
 
 def measure_opening(folder: Path) -> dict[str, float]:
     tables, rows = 10, 8_000_000
+    rng = np.random.default_rng(0)
+    asked = batch(rng, tables, 100, rows)
+    infos = [table_info(f"t{place}", rows) for place in range(tables)]
     for place in range(tables):
         with (folder / f"t{place}.pages").open("wb") as file:
-            file.truncate(rows * WIDTH)
-    asked = batch(np.random.default_rng(0), tables, 100, rows)
-    infos = [table_info(f"t{place}", rows) for place in range(tables)]
+            file.truncate(infos[place].bytes)
+            ids = asked.ids[100 * place : 100 * (place + 1)]
+            for key, row in zip(ids, random_rows(rng, infos[place], ids), strict=True):
+                file.seek(int(key) * infos[place].stored_bytes)
+                file.write(row.data)
     MappedTables(release(infos), folder).fetch(batch(np.random.default_rng(1), tables, 0, rows))  # compiles
     before, began = resident_file_bytes(), time.perf_counter()
     mapped = MappedTables(release(infos), folder)
@@ -72,9 +83,10 @@ def measure_opening(folder: Path) -> dict[str, float]:
 def measure_look_up(folder: Path) -> dict[str, float]:
     tables, rows = 20, 100_000
     rng = np.random.default_rng(2)
-    for place in range(tables):
-        (folder / f"w{place}.pages").write_bytes(rng.bytes(rows * WIDTH))
-    mapped = MappedTables(release([table_info(f"w{place}", rows) for place in range(tables)]), folder)
+    infos = [table_info(f"w{place}", rows) for place in range(tables)]
+    for info in infos:
+        random_rows(rng, info, np.arange(rows)).tofile(folder / f"{info.name}.pages")
+    mapped = MappedTables(release(infos), folder)
     batches = [batch(rng, tables, 5, rows) for _ in range(2000)]
     seconds = []
     for asked in batches:
@@ -86,20 +98,20 @@ def measure_look_up(folder: Path) -> dict[str, float]:
 
 def measure_cold(folder: Path, size: int, fetches: int = 7) -> dict[str, float]:
     path, rows = folder / "cold.pages", size // WIDTH
-    rng = np.random.default_rng(3)
+    rng, info = np.random.default_rng(3), table_info("cold", rows)
     with path.open("wb") as file:
-        for _ in range(size >> 24):
-            file.write(rng.bytes(1 << 24))
+        for ids in np.array_split(np.arange(rows), max(1, size >> 24)):
+            random_rows(rng, info, ids).tofile(file)
         file.flush()
         os.fsync(file.fileno())
-    ahead, alone = (MappedTables(release([table_info("cold", rows)]), folder) for _ in range(2))
+    ahead, alone = (MappedTables(release([info]), folder) for _ in range(2))
 
     def without(asked: IdBatch) -> None:
         alone._cold = False  # reading ahead is what a fetch does after one that found the disk cold
         alone.fetch(asked)
 
     def default(asked: IdBatch) -> NDArray[np.uint8]:
-        taken: NDArray[np.uint8] = np.memmap(path, np.uint8, "r", shape=(rows, WIDTH))[asked.ids]
+        taken: NDArray[np.uint8] = np.memmap(path, np.uint8, "r", shape=(rows, info.stored_bytes))[asked.ids]
         return taken
 
     ways: dict[str, Callable[[IdBatch], object]] = {"ahead": ahead.fetch, "alone": without, "default": default}

@@ -28,24 +28,25 @@ from embedding_store.codec import page_rows
 from embedding_store.gc import collect
 from embedding_store.open import open_backend
 from embedding_store.publish import publish
-from embedding_store.release import ReleaseManifest, TableInfo
+from embedding_store.release import CHECK_BYTES, ReleaseManifest, TableInfo
 from scripts.bench.redis_server import redis_server
 
 DIM, WIDTH = 64, 128  # fp16
+STORED = WIDTH + CHECK_BYTES
 TABLES = 4
 _CHUNK = 100_000  # rows
 
 
 def write_bundle(folder: Path, total_bytes: float) -> ReleaseManifest:
     rng = np.random.default_rng(0)
-    rows = max(1, round(total_bytes / TABLES / WIDTH))
+    rows = max(1, round(total_bytes / TABLES / STORED))
     (folder / "tables").mkdir(parents=True)
     tables = []
     for number in range(TABLES):
         digest = hashlib.sha256()
         with (folder / "tables" / f"table_{number}.pages").open("wb") as file:
             for start in range(0, rows, _CHUNK):
-                content = rng.bytes(min(_CHUNK, rows - start) * WIDTH)
+                content = rng.bytes(min(_CHUNK, rows - start) * STORED)  # nobody reads rows: no checks that are right
                 digest.update(content)
                 file.write(content)
         tables.append(TableInfo(f"table_{number}", rows, DIM, "fp16", WIDTH, page_rows(WIDTH), digest.hexdigest()))

@@ -86,7 +86,8 @@ class Sides:
         self._prefix = page_key("torchrank", namespace(manifest), self._table.name, "").encode()
         self._client = redis.Redis(unix_socket_path=str(socket), protocol=2)
         self._keyed = redis.Redis(unix_socket_path=str(socket), protocol=2, db=1)
-        self.rows = np.fromfile(pages, np.uint8).reshape(-1, self._table.row_bytes)
+        stored = np.fromfile(pages, np.uint8).reshape(-1, self._table.stored_bytes)
+        self.rows = np.ascontiguousarray(stored[:, : self._table.row_bytes])  # without their checks
         for start in range(0, len(self.rows), _CHUNK):
             part = self.rows[start : start + _CHUNK]
             self._keyed.mset({f"item:{start + i}": row.tobytes() for i, row in enumerate(part)})
@@ -106,10 +107,10 @@ class Sides:
         return np.frombuffer(b"".join(replies), np.uint8).reshape(len(ids), -1)
 
     def pipeline(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        page_rows, width = self._table.page_rows, self._table.row_bytes
+        page_rows, width, stored = self._table.page_rows, self._table.row_bytes, self._table.stored_bytes
         pipeline = self._client.pipeline(transaction=False)
         for row in ids.tolist():
-            start = row % page_rows * width
+            start = row % page_rows * stored
             pipeline.getrange(self._prefix + b"%d" % (row // page_rows), start, start + width - 1)
         return np.frombuffer(b"".join(pipeline.execute()), np.uint8).reshape(len(ids), -1)
 

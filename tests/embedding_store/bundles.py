@@ -34,10 +34,10 @@ class TestTable:
 TABLES = (
     TestTable("item", "fp16", rows=5000, dim=16, hot=500),
     TestTable("wide.item", "fp32", rows=5000, dim=1, default=True),
-    TestTable("user", "fp32", rows=1300, dim=32, hot=100, default=True),  # 63 rows a page: pages of 8,064 bytes
+    TestTable("user", "fp32", rows=1300, dim=32, hot=100, default=True),  # 62 rows a page: pages of 8,060 bytes
     TestTable("small", "int8", rows=700, dim=10, hot=20, default=True),
     TestTable("tiny", "fp16", rows=1, dim=3),
-    TestTable("page", "fp32", rows=126, dim=32, hot=126),  # two full pages, exactly
+    TestTable("page", "fp32", rows=124, dim=32, hot=124),  # two full pages, exactly
     TestTable("broad", "fp32", rows=9, dim=3000),  # a row larger than a page
 )
 

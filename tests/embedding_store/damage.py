@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
+
+import numpy as np
 
 from embedding_store.backend import Backend
+from embedding_store.buckets import bucket_bounds
 from embedding_store.memmap import MemmapBackend
 from embedding_store.redis_backend import RedisBackend
 from embedding_store.redis_keys import page_key
@@ -18,7 +21,15 @@ TABLES = (
     TestTable("raw", "fp32", rows=4000, dim=8, hot=20, sparse=True),
     TestTable("user", "fp32", rows=1300, dim=32, hot=10, default=True),
 )
-ITEM_PAGES = 36
+ITEM_PAGES = 38
+
+
+class Piece(NamedTuple):
+    """What is damaged at a time: a page or bucket, in files its rows or its ids."""
+
+    table: str
+    kind: str
+    page: int
 
 
 @dataclass
@@ -34,6 +45,15 @@ class Keys:
 
     def page(self, table: str, page: int) -> bytes:
         return cast(bytes, self.backend.control.get(self.key(table, page)))
+
+    def pieces(self, table: str) -> list[Piece]:
+        return [Piece(table, "", page) for page in range(self.manifest.table(table).pages)]
+
+    def read(self, piece: Piece) -> bytes:
+        return self.page(piece.table, piece.page)
+
+    def write(self, piece: Piece, content: bytes) -> None:
+        self.backend.control.set(self.key(piece.table, piece.page), content)
 
     def lose(self, table: str, page: int) -> None:
         """This page and all behind it, as a file that is cut off does."""
@@ -57,14 +77,42 @@ class Keys:
 
 @dataclass
 class Files:
-    """Of a release in a directory, of tables of dense ids."""
+    """Of a release in a directory; pages that are lost, cut or changed are those of tables of dense ids."""
 
     folder: Path
     manifest: ReleaseManifest
+    _bounds: dict[str, list[int]] = field(default_factory=dict)  # of the buckets of sparse tables
 
     def start(self, table: str, page: int) -> int:
         info = self.manifest.table(table)
-        return min(page * info.page_rows, info.rows) * info.row_bytes
+        return min(page * info.page_rows, info.rows) * info.stored_bytes
+
+    def pieces(self, table: str) -> list[Piece]:
+        info = self.manifest.table(table)
+        return [Piece(table, kind, page) for kind in ("pages", "ids")[: 1 + info.sparse] for page in range(info.pages)]
+
+    def read(self, piece: Piece) -> bytes:
+        path, start, end = self._where(piece)
+        return path.read_bytes()[start:end]
+
+    def write(self, piece: Piece, content: bytes) -> None:
+        path, start, end = self._where(piece)
+        assert len(content) == end - start
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(content)
+
+    def _where(self, piece: Piece) -> tuple[Path, int, int]:
+        """Its file, and where it begins and ends there."""
+        info = self.manifest.table(piece.table)
+        path, width = self.folder / f"{piece.table}.{piece.kind}", info.stored_bytes if piece.kind == "pages" else 8
+        if not info.sparse:
+            return path, self.start(piece.table, piece.page), self.start(piece.table, piece.page + 1)
+        if piece.table not in self._bounds:  # before its ids are damaged
+            ids = np.fromfile(self.folder / f"{piece.table}.ids", "<i8")
+            self._bounds[piece.table] = bucket_bounds(ids, 0, info.pages, info.pages).tolist()
+        bounds = self._bounds[piece.table]
+        return path, bounds[piece.page] * width, bounds[piece.page + 1] * width
 
     def lose(self, table: str, page: int) -> None:
         self._cut(table, self.start(table, page))

@@ -84,7 +84,7 @@ def mending(url: str, bundle: Path) -> None:
 def main() -> None:
     bundle, folder, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     work(f"memmap://{folder}", bundle)  # compiles, or loads, all that is compiled
-    encode_buckets(np.zeros(1, np.int64), np.zeros((1, 4), np.uint8), np.array([0, 1]))
+    encode_buckets(np.uint64(1), 0, np.zeros(1, np.int64), np.zeros((1, 4), np.uint8), np.array([0, 1]))
     for line in sys.stdin:
         url, last = line.split()
         process = os.fork()

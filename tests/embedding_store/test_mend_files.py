@@ -13,6 +13,7 @@ from embedding_store.errors import StoreNotReady, StoreUnavailable
 from embedding_store.mend import TableDamage, mend
 from embedding_store.open import open_backend
 from embedding_store.publish import publish
+from embedding_store.release import CHECK_BYTES
 from tests.embedding_store.bundles import Bundle, check_release, fetch
 from tests.embedding_store.conftest import StoreUrl
 from tests.embedding_store.damage import ITEM_PAGES, Files, damager
@@ -40,7 +41,7 @@ def test_they_are_mended_in_place(backend: Backend, bundle: Bundle, files: Files
     os.truncate(files.folder / "raw.ids", 1001)
     with (files.folder / "raw.pages").open("r+b") as file:
         file.write(b"?")
-    with pytest.raises(StoreUnavailable, match=r"item.pages has \d+ bytes; release demo@1 must have 288000"):
+    with pytest.raises(StoreUnavailable, match=r"item.pages has \d+ bytes; release demo@1 must have 306000"):
         fetch(backend, bundle.name, {"item": np.arange(5)})
     assert [damage.table for damage in mend(bundle.folder, backend)] == ["item", "raw"]
     assert [path.stat().st_ino for path in paths] == before
@@ -58,7 +59,9 @@ def test_one_that_was_removed(backend: Backend, bundle: Bundle, files: Files, ur
 def test_one_that_is_too_long(backend: Backend, bundle: Bundle, files: Files, url: str) -> None:
     with (files.folder / "item.pages").open("ab") as file:
         file.write(b"more")
-    assert publish(bundle.folder, backend).mended == (TableDamage("item", ITEM_PAGES, changed=((35, 35),)),)
+    assert publish(bundle.folder, backend).mended == (
+        TableDamage("item", ITEM_PAGES, changed=((ITEM_PAGES - 1, ITEM_PAGES - 1),)),
+    )
     check_mended(backend, bundle, url)
 
 
@@ -91,8 +94,9 @@ def test_a_file_that_was_cut_has_its_size_last(
                 statuses.append("unavailable")
             else:
                 statuses.append("whole")
-                content = (bundle.folder / "tables" / f"{table}.pages").read_bytes()
-                assert content[: fetched.size] == fetched.tobytes()
+                stored = np.fromfile(bundle.folder / "tables" / f"{table}.pages", np.uint8)
+                width = fetched.shape[1]
+                np.testing.assert_array_equal(stored.reshape(-1, width + CHECK_BYTES)[: len(fetched), :width], fetched)
         return written
 
     monkeypatch.setattr(os, "pwrite", watched)

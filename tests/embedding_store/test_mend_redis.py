@@ -41,9 +41,10 @@ def test_a_key_that_holds_no_string(bundle: Bundle, it: Keys, url: str) -> None:
 def test_a_bucket_that_lacks_one_row(bundle: Bundle, it: Keys, url: str) -> None:
     """Its length is that of a bucket; all together have one row too few."""
     bucket = it.page("raw", 7)
-    rows = int.from_bytes(bucket[:4], "little")
-    assert len(bucket) == 4 + rows * (8 + 32)
-    shorter = (rows - 1).to_bytes(4, "little") + bucket[4 : 4 + 8 * (rows - 1)] + bucket[4 + 8 * rows : -32]
+    rows = int.from_bytes(bucket[2:6], "little")
+    assert len(bucket) == 6 + rows * (8 + 34)
+    count = (rows - 1).to_bytes(4, "little")
+    shorter = bucket[:2] + count + bucket[6 : 6 + 8 * (rows - 1)] + bucket[6 + 8 * rows : -34]
     it.backend.control.set(it.key("raw", 7), shorter)
     table = bundle.manifest.table("raw")
     assert it.backend.pages(bundle.name).lost_pages(table) == 1

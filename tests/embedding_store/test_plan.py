@@ -61,8 +61,8 @@ def test_nodes_share_the_pages_and_replicas_double_them(bundle: Bundle) -> None:
 def test_another_codec(bundle: Bundle) -> None:
     planned = plan_bundle(bundle.folder, codec="int8")
     assert [(table.codec, table.row_bytes, table.bytes) for table in planned.tables] == [
-        ("int8", 20, 6_000_000),
-        ("int8", 36, 2_160_000),
+        ("int8", 20, 6_600_000),
+        ("int8", 36, 2_280_000),
     ]
     assert planned.caches[0].entries > plan_bundle(bundle.folder).caches[0].entries
 
@@ -81,7 +81,7 @@ def test_the_command_shows_it(bundle: Bundle) -> None:
     assert result.exit_code == 0, result.output
     for text in (
         "demo@1",
-        "│ item  │ 300,000 │  16 │  fp16 │          32 │       9.16MiB │",
+        "│ item  │ 300,000 │  16 │  fp16 │          32 │       9.73MiB │",
         "│ all   │ 360,000 │",
         "Redis: 3 masters, 2 replicas each, 2 releases",
         "memory to give all nodes",

@@ -210,7 +210,7 @@ class TestFiles:
         table = msgspec.structs.replace(bundle.manifest.tables[0], rows=2**50)
         with open_backend(url_of("memmap")) as backend:
             backend.create()
-            with pytest.raises(StoreNotReady, match=r"has no room for demo@1: it takes 6.55e\+04TiB more, and .* free"):
+            with pytest.raises(StoreNotReady, match=r"has no room for demo@1: it takes 6.76e\+04TiB more, and .* free"):
                 backend.preflight(msgspec.structs.replace(bundle.manifest, tables=(table,)))
             assert backend.inventory() == []
 

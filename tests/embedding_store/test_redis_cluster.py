@@ -33,7 +33,7 @@ from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer
 from tests.tcp_proxy import TcpProxy
 
-ROWS, DIM = 6000, 16  # 128 rows a page: 47 pages
+ROWS, DIM = 6000, 16  # 124 rows a page: 49 pages
 SECONDS = 5.0  # within which service must resume
 
 
@@ -105,6 +105,7 @@ def rows_of(cluster: RedisCluster, bundle: Bundle, number: int) -> NDArray[np.bo
 
 
 def test_slots_that_move_while_rows_are_read(cluster: RedisCluster, bundle: Bundle, backend: Backend) -> None:
+    assert fetch_all(backend, bundle, timeout=60).error is None  # kernels are compiled before anything moves
     stop = threading.Event()
     failures: list[object] = []
     reads = 0
@@ -298,6 +299,27 @@ def test_a_replica_that_lacks_pages_and_breaks_off(cluster: RedisCluster, bundle
         proxy.cut_after = 1000  # of some 1,700 replies of 6 bytes
         assert fetch_all(backend, bundle, timeout=10).error is None
         assert proxy.cuts == 1
+
+
+def test_damaged_rows_of_a_replica_are_asked_of_its_master(cluster: RedisCluster, bundle: Bundle) -> None:
+    with (
+        TcpProxy(cluster.nodes[3].port) as proxy,
+        cluster.client(0) as master,
+        cluster.client(3) as replica,
+        open_backend(f"redis+cluster://127.0.0.1:{cluster.nodes[0].port}?replicas=yes") as backend,
+    ):
+        replica.config_set("cluster-announce-port", proxy.port)
+        cluster.wait(
+            lambda: any(node[1] == proxy.port for part in slot_table(master) for node in part[2:]), "announced port"
+        )
+        publish_everywhere(cluster, bundle, backend)
+        backend.manifest(bundle.name)
+        rows = bundle.values["item"][:ROWS].astype("<f4")
+        for row in np.flatnonzero(rows_of(cluster, bundle, 0))[:100]:
+            proxy.changed[rows[row, :8].tobytes()] = rows[row, 8:].tobytes()
+        fetched = fetch_all(backend, bundle, timeout=10)
+        assert fetched.error is None
+        assert proxy.changes > 50
 
 
 def slot_table(client: redis.Redis) -> list[list[Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import redis
 
-from embedding_store.buckets import COUNT_BYTES, ID_BYTES, buckets_of
+from embedding_store.buckets import HEAD_BYTES, ID_BYTES, buckets_of
 from embedding_store.codec import bucket_rows, page_rows
 from embedding_store.redis_keys import page_key
 from embedding_store.redis_memory import allocated, table_bytes
@@ -29,10 +29,10 @@ def string_lengths(table: TableInfo) -> Iterator[int]:
     if table.sparse:
         ids = np.random.default_rng(7).integers(-(2**63), 2**63, table.rows, np.int64)
         counts = np.bincount(buckets_of(ids, table.pages), minlength=table.pages)
-        yield from (COUNT_BYTES + counts * (ID_BYTES + table.row_bytes)).tolist()
+        yield from (HEAD_BYTES + counts * (ID_BYTES + table.stored_bytes)).tolist()
     else:
         for page in range(table.pages):
-            yield min(table.page_rows, table.rows - page * table.page_rows) * table.row_bytes
+            yield min(table.page_rows, table.rows - page * table.page_rows) * table.stored_bytes
 
 
 def used_memory(client: redis.Redis) -> int:

@@ -28,7 +28,7 @@ from tests.embedding_store.bundles import Bundle, TestTable, make_bundle
 from tests.redis_server import RedisServer
 from tests.tcp_proxy import TcpProxy
 
-ROWS, PAGE_ROWS = 20_000, 63
+ROWS, PAGE_ROWS = 20_000, 62
 SECONDS = 5.0  # within which service must resume
 
 
@@ -115,7 +115,7 @@ def test_a_page_that_was_cut_short(
 ) -> None:
     with redis_server.client() as client:
         content = client.get(key(bundle, 7))
-        client.set(key(bundle, 7), content[: whole_rows * 128 + 64])
+        client.set(key(bundle, 7), content[: whole_rows * 130 + 64])
     fetched = fetch_all(backend, bundle)
     expected = np.zeros(ROWS, np.bool_)
     expected[7 * PAGE_ROWS + whole_rows : 8 * PAGE_ROWS] = True

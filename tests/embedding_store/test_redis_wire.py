@@ -12,9 +12,11 @@ from embedding_store.buckets import bucket_bounds, buckets_of, encode_buckets
 from embedding_store.lookup import ABSENT, FOUND, UNAVAILABLE
 from embedding_store.redis_fetch import PageFetch, PageKeys
 from embedding_store.redis_keys import Record
-from embedding_store.redis_wire import ANSWERED, LOST, REFUSED, ROW_BYTES, WAITING
+from embedding_store.redis_wire import ANSWERED, DAMAGED, LOST, REFUSED, ROW_BYTES, WAITING
 from embedding_store.release import ReleaseManifest, TableInfo
+from embedding_store.row_checks import table_seed, with_checks
 from embedding_store.sparse import mixed_ids
+from tests.embedding_store.check_reference import bucket, stored
 
 ASKING = b"*1\r\n$6\r\nASKING\r\n"
 
@@ -41,8 +43,8 @@ def naive_commands(fetch: PageFetch, ids: NDArray[np.int64], counts: NDArray[np.
         table = fetch.keys.record.manifest.tables[place]
         if 0 <= row < table.rows:
             key = f"shop:0123456789abcdef:{table.name}:{row // table.page_rows}".encode()
-            start = row % table.page_rows * table.row_bytes
-            arguments = (b"GETRANGE", key, b"%d" % start, b"%d" % (start + table.row_bytes - 1))
+            start = row % table.page_rows * table.stored_bytes
+            arguments = (b"GETRANGE", key, b"%d" % start, b"%d" % (start + table.stored_bytes - 1))
             commands.append(b"*4\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(one), one) for one in arguments))
     return commands
 
@@ -90,13 +92,19 @@ def test_replies_split_anywhere_are_read_as_hiredis_reads_them(seed: int, asking
     rng = np.random.default_rng(seed)
     fetch = random_fetch(rng)
     commands = rng.permutation(fetch.size)
-    stream = b""
+    stream, damaged = b"", set()
     for command in commands.tolist():
-        width = int(fetch.keys.geometry[fetch.tables[command], ROW_BYTES])
-        kind = int(rng.choice([0, 0, 0, 0, 1, 2, 3]))
-        row = rng.integers(0, 256, width if kind == 0 else int(rng.integers(0, width)), np.uint8).tobytes()
-        answers = (b"$%d\r\n%s\r\n" % (len(row), row), b"$%d\r\n%s\r\n" % (len(row), row), b"$-1\r\n", b"-ERR x\r\n")
-        stream += (b"+OK\r\n" if asking else b"") + answers[kind]
+        table = fetch.keys.record.manifest.tables[fetch.tables[command]]
+        row = rng.integers(0, 256, table.row_bytes, np.uint8).tobytes()
+        whole = bytearray(stored(table, int(fetch._ids[fetch._members[command]]), row))
+        kind = rng.choice(["whole", "whole", "whole", "short", "changed", "none", "error"])
+        if kind == "short":
+            del whole[int(rng.integers(0, len(whole))) :]
+        if kind == "changed":
+            whole[int(rng.integers(len(whole)))] ^= 1 << int(rng.integers(8))
+            damaged.add(command)
+        answer = {"none": b"$-1\r\n", "error": b"-ERR x\r\n"}.get(kind, b"$%d\r\n%s\r\n" % (len(whole), whole))
+        stream += (b"+OK\r\n" if asking else b"") + answer
     reader = hiredis.Reader()
     reader.feed(stream)
     replies, refused, sound = decode_in_parts(rng, fetch, commands, stream, asking)
@@ -112,11 +120,13 @@ def test_replies_split_anywhere_are_read_as_hiredis_reads_them(seed: int, asking
         target, width = int(fetch._targets[position[command]]), int(widths[fetch.tables[command]])
         if isinstance(expected, hiredis.ReplyError):
             assert (refused[command], fetch.outcome[command]) == (str(expected), REFUSED)
-        elif expected is None or len(expected) < width:
+        elif not expected:
             assert fetch.outcome[command] == LOST
+        elif len(expected) < width + 2 or command in damaged:
+            assert fetch.outcome[command] == DAMAGED
         else:
             assert fetch.outcome[command] == ANSWERED
-            assert fetch.rows[target : target + width].tobytes() == expected
+            assert fetch.rows[target : target + width].tobytes() == expected[:-2]
         found = fetch.outcome[command] == ANSWERED
         assert fetch.status[position[command]] == (FOUND if found else UNAVAILABLE)
     absent = np.setdiff1d(np.arange(200), list(position.values()))
@@ -132,7 +142,8 @@ def test_what_cannot_be_the_reply_ends_the_reading(reply: bytes) -> None:
     table = TableInfo("a", 100, 1, "fp32", 100, 10, sha256="")
     record = Record("0123456789abcdef", ReleaseManifest("m", "1", "2026-01-02T03:04:05Z", (table,)))
     fetch = PageFetch(PageKeys("shop", record), IdBatch(np.array([0]), np.array([3]), np.array([1, 2, 3])))
-    stream = b"$100\r\n%s\r\n" % bytes(100) + reply + b"$100\r\n%s\r\n" % bytes(100)
+    first, third = (b"$102\r\n%s\r\n" % stored(table, key, bytes(100)) for key in (1, 3))
+    stream = first + reply + third
     replies, _, sound = decode_in_parts(np.random.default_rng(0), fetch, fetch.all(), stream, False)
     assert (replies, sound) == (1, False)
     assert fetch.outcome.tolist() == [ANSWERED, WAITING, WAITING]
@@ -143,7 +154,7 @@ def test_an_error_for_asking_is_not_taken_for_that_of_the_next_command() -> None
     table = TableInfo("a", 100, 1, "fp32", 2, 10, sha256="")
     record = Record("0123456789abcdef", ReleaseManifest("m", "1", "2026-01-02T03:04:05Z", (table,)))
     fetch = PageFetch(PageKeys("shop", record), IdBatch(np.array([0]), np.array([2]), np.array([1, 2])))
-    stream = b"-NOPERM\r\n-MOVED 1 h:1\r\n+OK\r\n$2\r\nxy\r\n"
+    stream = b"-NOPERM\r\n-MOVED 1 h:1\r\n+OK\r\n$4\r\n%s\r\n" % stored(table, 2, b"xy")
     replies, refused, sound = decode_in_parts(np.random.default_rng(0), fetch, fetch.all(), stream, True)
     assert (replies, sound, refused) == (4, True, {0: "MOVED 1 h:1"})
     assert fetch.status.tolist() == [UNAVAILABLE, FOUND]
@@ -161,14 +172,15 @@ def test_buckets_split_anywhere_give_the_rows_of_all_their_ids(seed: int) -> Non
     order = known[np.argsort(mixed_ids(known))]
     bounds = bucket_bounds(order, 0, table.pages, table.pages)
     content = np.frombuffer(b"".join(values[row] for row in order.tolist()), np.uint8).reshape(rows, width)
-    encoded, starts = encode_buckets(order, content, bounds)
+    seed_of_table = table_seed(table)
+    encoded, starts = encode_buckets(seed_of_table, 0, order, with_checks(seed_of_table, order, content), bounds)
     asked = rng.permutation(np.concatenate((known[:300], rng.integers(-(2**63), 2**63 - 1, 50))))
     fetch = PageFetch(PageKeys("shop", record), IdBatch(np.array([0]), np.array([350]), asked))
     assert np.unique(fetch.pages[: fetch.size]).tolist() == np.unique(buckets_of(asked, table.pages)).tolist()
     assert len(np.unique(fetch.pages[: fetch.size])) == fetch.size  # one command a bucket
 
     commands = rng.permutation(fetch.size)
-    gone, cut = commands[0], commands[1]
+    gone, cut, changed = commands[:3]
     stream, sent = b"", np.empty(1 << 16, np.uint8)
     _, size = fetch.encode(commands, 0, len(commands), False, sent)
     expected = b""
@@ -176,12 +188,14 @@ def test_buckets_split_anywhere_give_the_rows_of_all_their_ids(seed: int) -> Non
         bucket = int(fetch.pages[command])
         key = f"shop:0123456789abcdef:s:{bucket}".encode()
         expected += b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
-        one = encoded[starts[bucket] : starts[bucket + 1]].tobytes()[: -1 if command == cut else None]
+        one = bytearray(encoded[starts[bucket] : starts[bucket + 1]])[: -1 if command == cut else None]
+        if command == changed:
+            one[: len(one) - 1] = rng.bytes(len(one) - 1)  # garbage
         stream += b"$-1\r\n" if command == gone else b"$%d\r\n%s\r\n" % (len(one), one)
     assert sent[:size].tobytes() == expected
     replies, refused, sound = decode_in_parts(rng, fetch, commands, stream, False)
     assert (replies, refused, sound) == (fetch.size, {}, True)
-    lost = fetch.pages[[gone, cut]]
+    lost = fetch.pages[[gone, cut, changed]]
     for position, row in enumerate(asked.tolist()):
         if buckets_of(asked[position : position + 1], table.pages)[0] in lost:
             assert fetch.status[position] == UNAVAILABLE
@@ -190,4 +204,27 @@ def test_buckets_split_anywhere_give_the_rows_of_all_their_ids(seed: int) -> Non
         else:
             assert fetch.status[position] == FOUND
             assert fetch.rows[position * width : (position + 1) * width].tobytes() == values[row]
-    assert np.flatnonzero(fetch.outcome == LOST).tolist() == sorted([gone, cut])
+    assert np.flatnonzero(fetch.outcome == LOST).tolist() == [gone]
+    assert np.flatnonzero(fetch.outcome == DAMAGED).tolist() == sorted([cut, changed])
+
+
+def test_of_a_bucket_only_the_rows_that_were_changed_are_refused() -> None:
+    table = TableInfo("s", 40, 1, "fp32", 24, 40, sha256="", ids="sparse")  # all in one bucket
+    ids = np.arange(40)[np.argsort(mixed_ids(np.arange(40)))]
+    rows = {key: bytes([key] * 24) for key in ids.tolist()}
+    one = bytearray(bucket(table, 0, rows))
+    one[6 + 40 * 8 + 3 * 26 + 5] ^= 4  # row 3
+    one[-1] ^= 128  # check of the last row
+    one[6 + 7 * 8] ^= 64  # id 7: it is another's now, and that of row 7 is not there
+    record = Record("0123456789abcdef", ReleaseManifest("m", "1", "2026-01-02T03:04:05Z", (table,)))
+    fetch = PageFetch(PageKeys("shop", record), IdBatch(np.array([0]), np.array([42]), np.append(ids, [1000, 1001])))
+    stream = b"$%d\r\n%s\r\n" % (len(one), bytes(one))
+    assert decode_in_parts(np.random.default_rng(0), fetch, fetch.all(), stream, False) == (1, {}, True)
+    bad = [3, 7, 39, 40, 41]  # no id can be called absent of a bucket whose ids were changed
+    assert np.flatnonzero(fetch.status == UNAVAILABLE).tolist() == bad
+    for position in np.flatnonzero(fetch.status == FOUND).tolist():
+        assert fetch.rows[position * 24 : (position + 1) * 24].tobytes() == rows[int(ids[position])]
+    assert fetch.outcome[:1].tolist() == [DAMAGED]
+    error = fetch.result("redis://h").error
+    assert "redis://h has a damaged page 0 of table 's' of m@1" in str(error)
+    assert "torchrank verify BUNDLE --mend" in str(error)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import njit
 
 from embedding_store.buckets import (
     DAMAGED,
@@ -20,11 +21,14 @@ from embedding_store.codec import CODECS, bucket_rows, encode, row_bytes
 from embedding_store.errors import InvalidRelease
 from embedding_store.pages import read_hot
 from embedding_store.release import Codec, TableInfo
+from embedding_store.row_checks import table_seed, with_checks
 from embedding_store.sparse import NOT_THERE, find_rows, mixed_ids
 from embedding_store.sparse_pages import SparsePageWriter, bucket_chunks, map_ids
+from tests.embedding_store.check_reference import bucket, stored
 
 EXTREMES = [0, 1, -1, 2**32, 2**63 - 1, -(2**63), -(2**63) + 1]
 SEEDS = range(4)
+BYTES = TableInfo("bytes", 4, 3, "int8", 3, 4, "", ids="sparse")
 
 
 def fmix64(key: int) -> int:
@@ -83,7 +87,8 @@ def test_every_id_is_found_where_it_lies_and_no_other(n: int) -> None:
     np.testing.assert_array_equal(find_rows(ids, ids), np.arange(n))
     known = set(ids.tolist())
     others = np.array([key for key in random_ids(rng, 500).tolist() if key not in known], np.int64)
-    assert (find_rows(ids, others) == NOT_THERE).all()
+    places = np.searchsorted(mixed_ids(ids), mixed_ids(others))
+    np.testing.assert_array_equal(find_rows(ids, others), NOT_THERE - places)
 
 
 def test_ids_that_were_chosen_to_mix_alike_are_found() -> None:
@@ -92,7 +97,7 @@ def test_ids_that_were_chosen_to_mix_alike_are_found() -> None:
     ids = np.array([unmix(mixed) for mixed in crowds], np.int64)
     np.testing.assert_array_equal(find_rows(ids, ids), np.arange(len(ids)))
     others = np.array([unmix(mixed) for mixed in (5000, 2**62, 2**63 + 40, 2**64 - 5001)], np.int64)
-    assert (find_rows(ids, others) == NOT_THERE).all()
+    np.testing.assert_array_equal(find_rows(ids, others), NOT_THERE - np.array([5000, 5000, 5040, 5040]))
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -104,7 +109,7 @@ def test_files_of_a_table(tmp_path: Path, codec: Codec) -> None:
     np.testing.assert_array_equal(map_ids(tmp_path, table), ordered)
     row_of = dict(zip(ids.tolist(), encoded, strict=True))
     pages = (tmp_path / "item.pages").read_bytes()
-    assert pages == b"".join(row_of[key].tobytes() for key in ordered.tolist())
+    assert pages == b"".join(stored(table, key, row_of[key].tobytes()) for key in ordered.tolist())
     width = row_bytes(codec, 4)
     assert table == TableInfo(
         name="item", rows=len(ids), dim=4, codec=codec, row_bytes=width, page_rows=bucket_rows(width),
@@ -142,10 +147,10 @@ def test_chunks_of_buckets_cover_the_table_once(tmp_path: Path, buckets_at_once:
     rows = buckets = 0
     for chunk in bucket_chunks(tmp_path, table, buckets_at_once):
         assert (chunk.first_page, chunk.first_row) == (buckets, rows)
-        for bucket in range(chunk.pages):
-            for i in range(chunk.bounds[bucket], chunk.bounds[bucket + 1]):
-                seen[int(chunk.ids[i])] = chunk.first_page + bucket
-                np.testing.assert_array_equal(chunk.rows[i], row_of[int(chunk.ids[i])])
+        for k in range(chunk.pages):
+            for i in range(chunk.bounds[k], chunk.bounds[k + 1]):
+                seen[int(chunk.ids[i])] = chunk.first_page + k
+                assert chunk.rows[i].tobytes() == stored(table, int(chunk.ids[i]), row_of[int(chunk.ids[i])].tobytes())
         buckets += chunk.pages
         rows += len(chunk.ids)
     assert (buckets, rows) == (table.pages, table.rows)
@@ -174,18 +179,34 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
         list(bucket_chunks(tmp_path, table, 10))
 
 
-def test_a_bucket_is_its_count_its_ids_and_its_rows() -> None:
+def test_a_bucket_is_its_check_its_count_its_ids_and_its_rows() -> None:
     ids = in_order(np.array([7, -1, 30, 2**63 - 1]))
     rows = np.arange(12, dtype=np.uint8).reshape(4, 3)
     bounds = np.array([0, 3, 3, 4])
-    encoded, starts = encode_buckets(ids, rows, bounds)
-    expected = [
-        (3).to_bytes(4, "little") + ids[:3].tobytes() + bytes(range(9)),
-        bytes(4),
-        (1).to_bytes(4, "little") + ids[3:].tobytes() + bytes(range(9, 12)),
-    ]
+    encoded, starts = encode_buckets(table_seed(BYTES), 17, ids, with_checks(table_seed(BYTES), ids, rows), bounds)
+    row_of = {key: row.tobytes() for key, row in zip(ids.tolist(), rows, strict=True)}
+    first = dict(list(row_of.items())[:3])
+    last = dict(list(row_of.items())[3:])
+    expected = [bucket(BYTES, 17 + k, rows) for k, rows in enumerate((first, {}, last))]
     assert [encoded[a:b].tobytes() for a, b in pairwise(starts)] == expected
     assert starts[-1] == len(encoded)
+
+
+@njit
+def address_of(content):  # type: ignore[no-untyped-def]
+    return np.int64(content.ctypes.data)
+
+
+@njit
+def find_at(address, length, key, width, seed, number):  # type: ignore[no-untyped-def]
+    return find_in_bucket(address, length, key, width, seed, number)
+
+
+def find(
+    bucket: np.ndarray, key: int, length: int | None = None, *, width: int = 5, seed: int = 12, number: int = 8
+) -> int:
+    whole = len(bucket) if length is None else length
+    return int(find_at(address_of(bucket), whole, np.int64(key), width, np.uint64(seed), number))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -195,7 +216,8 @@ def test_rows_are_found_in_fetched_buckets(seed: int) -> None:
     ids, width, buckets = in_order(random_ids(rng, 400)), int(rng.integers(1, 40)), 60
     rows = rng.integers(0, 256, (len(ids), width), np.uint8)
     row_of = dict(zip(ids.tolist(), rows, strict=True))
-    encoded, starts = encode_buckets(ids, rows, bucket_bounds(ids, 0, buckets, buckets))
+    table = np.uint64(rng.integers(2**63))
+    encoded, starts = encode_buckets(table, 0, ids, rows, bucket_bounds(ids, 0, buckets, buckets))
     lengths = np.diff(starts)
     lost, cut = rng.choice(buckets, 2, replace=False)
     lengths[lost] = -1
@@ -205,18 +227,27 @@ def test_rows_are_found_in_fetched_buckets(seed: int) -> None:
     places = buckets_of(wanted, buckets)
     unavailable = np.isin([fmix64(key) * buckets >> 64 for key in wanted.tolist()], [lost, cut])
     for key, place, gone in zip(wanted, places, unavailable, strict=True):
-        row = find_in_bucket(buffer, starts[place] + 13, lengths[place], key, width)
+        start = starts[place] + 13
+        row = find(buffer[start:], key, int(lengths[place]), width=width, seed=table, number=place)
         if gone or int(key) not in row_of:
             assert row == (DAMAGED if gone else NOT_THERE)
         else:
-            np.testing.assert_array_equal(buffer[row : row + width], row_of[int(key)])
+            np.testing.assert_array_equal(buffer[start + row : start + row + width], row_of[int(key)])
 
 
 def test_strings_that_are_no_buckets() -> None:
-    encoded, _ = encode_buckets(np.array([3]), np.zeros((1, 5), np.uint8), np.array([0, 1]))
-    assert find_in_bucket(encoded, 0, len(encoded), np.int64(3), 5) == 12
-    assert find_in_bucket(encoded, 0, len(encoded), np.int64(4), 5) == NOT_THERE
-    for length in (-1, 0, 3, 4, len(encoded) - 1):
-        assert find_in_bucket(encoded, 0, length, np.int64(3), 5) == DAMAGED
-    encoded[0:4] = 255  # a count whose rows would be far outside
-    assert find_in_bucket(encoded, 0, len(encoded), np.int64(3), 5) == DAMAGED
+    seed = np.uint64(12)
+    encoded, _ = encode_buckets(seed, 8, np.array([3]), np.zeros((1, 5), np.uint8), np.array([0, 1]))
+    assert find(encoded, 3) == 14
+    assert find(encoded, 4) == NOT_THERE
+    assert find(encoded, 4, number=9) == DAMAGED  # that of another place
+    for length in (-1, 0, 5, 6, len(encoded) - 1):
+        assert find(encoded, 3, length) == DAMAGED
+    for bit in range(8 * 14):  # of check, count and id: it may be another id that has become absent
+        changed = encoded.copy()
+        changed[bit // 8] ^= 1 << bit % 8
+        assert find(changed, 4) in (DAMAGED, 14)
+        assert find(changed, 5) in (DAMAGED, 14)
+    assert find(np.zeros(6, np.uint8), 3) == DAMAGED
+    encoded[2:6] = 255  # a count whose rows would be far outside
+    assert find(encoded, 3) == DAMAGED

@@ -158,7 +158,9 @@ def test_a_memory_store_answers_raw_ids(bundle: Bundle) -> None:
     rng, manifest, folder = np.random.default_rng(3), bundle.manifest, bundle.folder / "tables"
     rows, ids = {}, {}
     for table in manifest.tables:
-        rows[table.name] = np.fromfile(folder / f"{table.name}.pages", np.uint8).reshape(table.rows, -1)
+        rows[table.name] = np.fromfile(folder / f"{table.name}.pages", np.uint8).reshape(table.rows, -1)[
+            :, : table.row_bytes
+        ]
         if table.sparse:
             order = rng.permutation(table.rows)
             ids[table.name], rows[table.name] = map_ids(folder, table)[order], rows[table.name][order]

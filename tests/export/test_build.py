@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from embedding_store.codec import decode
-from embedding_store.errors import InvalidRelease
+from embedding_store.errors import InvalidRelease, StoreUnavailable
 from embedding_store.lookup import EmbeddingLookup
 from embedding_store.open import open_backend, open_store
 from embedding_store.publish import publish
+from embedding_store.row_checks import table_seed, with_checks
 from export.build import ExportOptions, export_run
 from export.bundle import Manifest, read_golden, read_manifest, sha256
 from export.bundle_lookup import BundleLookup
@@ -124,7 +125,7 @@ def test_pages_are_the_tables_of_the_checkpoint(exported: Exported, tmp_path: Pa
     assert tables.keys() == {table.name for table in exported.manifest.tables}
     for table in exported.manifest.tables:
         pages = np.fromfile(exported.bundle / "tables" / f"{table.name}.pages", np.uint8)
-        rows = decode(table.codec, pages.reshape(table.rows, table.row_bytes))
+        rows = decode(table.codec, pages.reshape(table.rows, table.stored_bytes)[:, : table.row_bytes])
         wanted = tables[table.name]
         spread = np.ptp(wanted, axis=1, keepdims=True)
         allowed = {"fp32": 0, "fp16": np.abs(wanted) * 2.0**-11 + 2.0**-25, "int8": spread / 500 + 2.0**-20}
@@ -214,9 +215,14 @@ def test_the_gate_sees_one_changed_row(damaged: Exported) -> None:
     golden = next(read_golden(damaged.bundle))
     request = FeatureTransform(damaged.manifest.features).from_request(golden.user, golden.context, golden.candidates)
     table = next(table for table in damaged.manifest.tables if table.name == "item_id")
-    pages = np.memmap(damaged.bundle / "tables" / "item_id.pages", "<f4", "r+", shape=(table.rows, table.dim))
-    pages[request.item.sparse["item_id"].values[0]] += 0.5
-    pages.flush()
+    path = damaged.bundle / "tables" / "item_id.pages"
+    pages = np.memmap(path, np.uint8, "r+", shape=(table.rows, table.stored_bytes))
+    key = request.item.sparse["item_id"].values[:1]
+    row = np.ascontiguousarray(pages[key, : table.row_bytes]).view("<f4") + np.float32(0.5)
+    pages[key, : table.row_bytes] = row.view(np.uint8)
+    with pytest.raises(StoreUnavailable, match=rf"item_id.pages has other bytes .* at id {key[0]} .*: damaged"):
+        check(damaged)
+    pages[key] = with_checks(table_seed(table), key, row.view(np.uint8))  # as if it had been exported so
     with pytest.raises(
         ParityError, match=r"variant fp32: \d+ of 512 golden scores differ .* by more than 1e-05"
     ) as error:
@@ -340,8 +346,8 @@ def test_tables_that_two_ranks_hold_are_put_together(kind: str, tiny_data: Path,
     for name, wanted in whole_tables(run, tmp_path).items():
         table = next(table for table in exported.manifest.tables if table.name == name)
         assert (table.rows, table.dim) == wanted.shape
-        pages = np.fromfile(exported.bundle / "tables" / f"{name}.pages", "<f4").reshape(wanted.shape)
-        np.testing.assert_array_equal(pages, wanted)
+        pages = np.fromfile(exported.bundle / "tables" / f"{name}.pages", np.uint8).reshape(table.rows, -1)
+        np.testing.assert_array_equal(np.ascontiguousarray(pages[:, : table.row_bytes]).view("<f4"), wanted)
 
 
 MEASURE = """

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedding_store.codec import decode
 from embedding_store.errors import StoreError
 from embedding_store.lookup import ABSENT, FOUND, STALE, UNAVAILABLE, EmbeddingLookup
+from embedding_store.release import TableInfo
 from tests.embedding_store.bundles import Bundle
 
 RESUMES_WITHIN = 5.0  # seconds after the cause has ended
@@ -46,6 +48,7 @@ class Traffic:
         self._lookup = lookup
         self._bundle = bundle
         self._before = before
+        self._known = {name: np.array(list(places), np.int64) for name, places in bundle.raw.items()}
         self._stop = threading.Event()
         self._failures: list[BaseException] = []
         self.outcomes: list[Outcome] = []
@@ -106,9 +109,7 @@ class Traffic:
             self._failures.append(error)
 
     def _ask(self, rng: np.random.Generator) -> None:
-        ids = {
-            table.name: rng.integers(-2, table.rows + 5, rng.integers(1, 60)) for table in self._bundle.manifest.tables
-        }
+        ids = {table.name: self._some(rng, table) for table in self._bundle.manifest.tables}
         began = time.monotonic()
         try:
             reply = self._lookup.lookup(self._bundle.name, ids, timeout=_TIMEOUT)
@@ -126,6 +127,13 @@ class Traffic:
             self._check(name, wanted, rows, table.status[table.index])
             statuses.update(table.status[table.index].tolist())
         self.outcomes.append(Outcome(time.monotonic(), statuses))
+
+    def _some(self, rng: np.random.Generator, table: TableInfo) -> NDArray[np.int64]:
+        places = rng.integers(-2, table.rows + 5, rng.integers(1, 60))
+        if not table.sparse:
+            return places
+        known = self._known[table.name]
+        return np.where(places < len(known), known[np.minimum(places, len(known) - 1)], places)
 
     def _check(self, table: str, ids: np.ndarray, rows: np.ndarray, status: np.ndarray) -> None:
         expected, there = self._bundle.expected(table, ids)

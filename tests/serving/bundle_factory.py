@@ -23,6 +23,7 @@ from embedding_store.codec import encode, page_rows, row_bytes
 from embedding_store.open import open_backend
 from embedding_store.publish import publish
 from embedding_store.release import Codec, TableInfo
+from embedding_store.row_checks import seed_of, with_checks
 from export.bundle import Golden, Manifest, Variant, write_manifest
 from torchrank.features.schema import FeatureSchema, build_schema
 from torchrank.features.spec import load_feature_spec
@@ -275,7 +276,7 @@ def _floats(name: str, shape: list[int | str]) -> onnx.ValueInfoProto:
 
 
 def _write_table(folder: Path, name: str, rows: NDArray[np.float32], codec: Codec) -> TableInfo:
-    content = encode(codec, rows).tobytes()
+    content = with_checks(seed_of(name, codec, rows.shape[1]), np.arange(len(rows)), encode(codec, rows)).tobytes()
     hot = np.arange(min(len(rows), 100), dtype="<i8")
     (folder / "tables" / f"{name}.pages").write_bytes(content)
     (folder / "tables" / f"{name}.hot").write_bytes(hot.tobytes())
