@@ -51,6 +51,7 @@ def test_options(graph: Path) -> None:
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert options.enable_cpu_mem_arena
+    assert not options.enable_mem_pattern
     spinning = open_session(graph, threads=2, spin=True).get_session_options()
     assert spinning.get_session_config_entry("session.intra_op.allow_spinning") == "1"
 
