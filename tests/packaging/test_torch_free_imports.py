@@ -34,7 +34,7 @@ ROOTS = {
     "embedding_store": ["embedding_store"],
     "features": ["torchrank.features"],
     "serving": ["torchrank.serving"],
-    "export": ["export.bundle", "export.session", "export.runtime", "export.example_inputs"],
+    "export": ["export.bundle", "export.session", "export.runtime", "export.variants"],
     "commands": ["torchrank.cli", "torchrank.commands"],
 }
 
