@@ -186,7 +186,8 @@ def test_a_store_that_dies_is_503(tmp_path: Path, redis_server: Redis) -> None:
 def test_a_sidecar_that_dies_and_comes_back(tmp_path: Path, model: TinyModel, store_url: str) -> None:
     socket_path = tmp_path / "sidecar.sock"
     request = random_request(np.random.default_rng(8), 30)
-    serve = (model.folder, "--sidecar", socket_path, "--variant", "fp32")
+    # A sidecar that has just started loads its kernels at its first look-up: on a busy host more than a second.
+    serve = (model.folder, "--sidecar", socket_path, "--variant", "fp32", "--timeout-ms", "10000")
     with ExitStack() as running:
         sidecar = running.enter_context(running_sidecar(tmp_path / "sidecar.log", store_url, socket_path))
         service = running.enter_context(running_service(tmp_path / "log", *serve))
