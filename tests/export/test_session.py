@@ -100,7 +100,7 @@ def test_absent_ids_are_counted_and_take_the_default_row(model: TinyModel) -> No
 def test_threads_share_a_scorer(model: TinyModel) -> None:
     scorer = Scorer(model.folder, memory_store(model), threads=2)
     transform = FeatureTransform(model.manifest.features)
-    requests = [random_request(np.random.default_rng(seed), 20) for seed in range(24)]
+    requests = [random_request(np.random.default_rng(seed), 1 + seed * 37 % 200) for seed in range(48)]
 
     def check(request: dict) -> None:
         scores = scorer.score(transform.from_request(**request))
