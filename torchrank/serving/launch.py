@@ -16,7 +16,7 @@ from embedding_store.holding import Hold
 from embedding_store.lookup import EmbeddingLookup
 from embedding_store.open import open_store
 from embedding_store.store import EmbeddingStore
-from export.bundle import read_golden, read_manifest
+from export.bundle import Manifest, read_golden, read_manifest
 from export.runtime import Provider
 from export.session import Scorer
 from export.variants import AUTO, TYPICAL, time_variants
@@ -55,9 +55,11 @@ class Options:
 
 def launch(options: Options, announce: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT; `announce` gets the line that says where."""
+    manifest = read_manifest(options.bundle)
+    options.degrade.check(manifest.release, (table.name for table in manifest.tables))
     with ExitStack() as resources:
         lookup = resources.enter_context(_open_lookup(options))
-        scorer = _open_scorer(options, lookup)
+        scorer = _open_scorer(options, manifest, lookup)
         if isinstance(lookup, EmbeddingStore):  # a sidecar pins and warms its own
             resources.enter_context(Hold(lookup.backend, [scorer.release]))
             lookup.warm(scorer.release)
@@ -82,19 +84,18 @@ def _open_lookup(options: Options) -> EmbeddingLookup:
     return open_store(options.store, cache_bytes=options.cache_bytes, degrade=options.degrade)
 
 
-def _open_scorer(options: Options, lookup: EmbeddingLookup) -> Scorer:
+def _open_scorer(options: Options, manifest: Manifest, lookup: EmbeddingLookup) -> Scorer:
     """Says which variant `auto` took, and why; warns of a named one that did not pass its gate."""
     provider, threads, spin = options.provider, options.threads, options.spin
     variant, timing = options.variant, None
     if variant == AUTO:
-        manifest = read_manifest(options.bundle)
         timing = time_variants(options.bundle, manifest, provider=provider, threads=threads, spin=spin)
         variant = timing.fastest
     scorer = Scorer(options.bundle, lookup, variant=variant, provider=provider, threads=threads, spin=spin)
     if timing is not None:
         request = "{users} user with {candidates} candidates".format(**TYPICAL)
         logger.info("variant %s is taken, the fastest on this host: %s; medians, %s", variant, timing, request)
-    elif not scorer.manifest.variant(variant).passed:
+    elif not manifest.variant(variant).passed:
         logger.warning("variant %s did not pass its gate when it was exported", variant)
     return scorer
 
