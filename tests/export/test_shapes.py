@@ -35,11 +35,12 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return torch_bundle(tmp_path_factory.mktemp("shapes") / "bundle", path, **overrides)
 
 
+@pytest.mark.parametrize("variant", ["fp32", "optimised"])
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_every_shape_scores_as_torch_does(bundle: TorchBundle, lengths: str) -> None:
+def test_every_shape_scores_as_torch_does(bundle: TorchBundle, lengths: str, variant: str) -> None:
     """All through one scorer and one session."""
-    scorer = Scorer(bundle.folder, bundle.store)
-    session = open_session(bundle.folder / "model.onnx")
+    scorer = Scorer(bundle.folder, bundle.store, variant=variant)
+    session = open_session(bundle.folder / bundle.manifest.variant(variant).file)
     taken = {node.name for node in session.get_inputs()}
     for seed, (users, candidates) in enumerate(SHAPES):
         batch = bundle.batch(users, candidates, lengths, seed)
@@ -63,8 +64,8 @@ def test_weights_beside_the_graph_score_the_same(bundle: TorchBundle, tmp_path: 
     (tmp_path / "manifest.json").write_bytes((bundle.folder / "manifest.json").read_bytes())
     proto = onnx.load(bundle.folder / "model.onnx")
     onnx.save(proto, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data")
-    for folder in (bundle.folder, tmp_path):
-        onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
+    for file in (tmp_path / "model.onnx", *bundle.folder.glob("*.onnx")):
+        onnx.checker.check_model(str(file), full_check=True)
     assert (tmp_path / "model.onnx").stat().st_size < (bundle.folder / "model.onnx").stat().st_size / 2
     beside = Scorer(tmp_path, bundle.store).score(batch)
     for task, values in inline.tasks.items():

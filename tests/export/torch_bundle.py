@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from embedding_store.memory import MemoryStore
 from embedding_store.release import ReleaseManifest, TableInfo
 from export.bundle import Manifest, sha256, write_manifest
 from export.graph import export_graph
+from export.optimize import optimize
 from tests.models.test_model_contract import COLUMNS, FEATURES, TWO
 from tests.serving.bundle_factory import build_bundle
 from torchrank.features.batch import FeatureBatch, Ragged, SideBatch
@@ -106,7 +108,8 @@ class TorchBundle:
 
 
 def torch_bundle(folder: Path, model_yaml: Path, **overrides: Any) -> TorchBundle:
-    """Written to `folder`, which must not exist: one variant, fp32. The tables are in its store alone."""
+    """Written to `folder`, which must not exist: the exporter's graph as variant `fp32`, the same after our passes as
+    `optimised`. The tables are in its store alone."""
     data = DataConfig(
         name="hand-made", path="", train={}, labels=list(TWO),
         features={
@@ -119,9 +122,18 @@ def torch_bundle(folder: Path, model_yaml: Path, **overrides: Any) -> TorchBundl
     spec, schema = feature_schema(config)
     model = build_model(config, schema).eval()
     tiny = build_bundle(folder).manifest  # for what a manifest has beside the model
+    (folder / tiny.variant("fp16").file).unlink()
     export_graph(model, schema, folder / "model.onnx")
-    variant = msgspec.structs.replace(
-        tiny.variant("fp32"), sha256=sha256(folder / "model.onnx"), bytes=(folder / "model.onnx").stat().st_size
+    onnx.save(optimize(onnx.load(folder / "model.onnx"))[0], folder / "model.optimised.onnx")
+    variants = tuple(
+        msgspec.structs.replace(
+            tiny.variant("fp32"),
+            name=name,
+            file=file,
+            sha256=sha256(folder / file),
+            bytes=(folder / file).stat().st_size,
+        )
+        for name, file in (("fp32", "model.onnx"), ("optimised", "model.optimised.onnx"))
     )
     rng = np.random.default_rng(5)
     tables = {t.name: rng.normal(size=(t.rows, t.dim)).astype(np.float32) for t in schema.tables}
@@ -130,7 +142,7 @@ def torch_bundle(folder: Path, model_yaml: Path, **overrides: Any) -> TorchBundl
                   page_rows(row_bytes("fp32", rows.shape[1])), "")
         for name, rows in tables.items()
     )  # fmt: skip
-    manifest = msgspec.structs.replace(tiny, features=spec, schema=schema, tables=infos, variants=(variant,))
+    manifest = msgspec.structs.replace(tiny, features=spec, schema=schema, tables=infos, variants=variants)
     write_manifest(folder, manifest)
     store = MemoryStore()
     release = ReleaseManifest(manifest.model, manifest.version, manifest.created, infos)
