@@ -37,6 +37,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: int
     max_abs_diff: float  # largest |score - trainer's score| over the golden rows
     tolerance: float  # the gate it passed
+    passed: bool = True  # False: over its gate, and written by force
 
 
 class PassReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,20 +10,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from embedding_store.errors import InvalidRelease, UnknownRelease
 from embedding_store.lookup import ABSENT, STALE, UNAVAILABLE, EmbeddingLookup, LookupReply
 from embedding_store.release import TableInfo
 from export.assemble import Assembler, InputType
 from export.bundle import InvalidBundle, Manifest, read_manifest
+from export.runtime import Provider, open_session
 from torchrank.features.batch import FeatureBatch
 
-# They share no base class but Exception.
-_LOAD_ERRORS = (
-    ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile, ort_errors.NotImplemented,
-)  # fmt: skip
 _INPUT_TYPES: dict[str, InputType] = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
 }  # fmt: skip
@@ -51,19 +46,22 @@ class Scorer:
         lookup: EmbeddingLookup,
         *,
         variant: str = "fp32",
+        provider: Provider = "cpu",
         threads: int = 1,
         spin: bool = False,
     ) -> None:
         """`threads` compute one graph run; `spin` lets them wait busily, which is faster on a host of one's own.
 
-        Raises InvalidBundle, and UnknownRelease, InvalidRelease, StoreUnavailable out of the store.
+        Raises InvalidBundle, UnfitRuntime, and UnknownRelease, InvalidRelease, StoreUnavailable out of the store.
         """
         self.manifest = read_manifest(bundle)
         self.release = self.manifest.release
         self.variant = variant
         self._bundle = bundle
         self._lookup = lookup
-        self._session = _open_session(bundle / self.manifest.variant(variant).file, threads, spin)
+        self._session = open_session(
+            bundle / self.manifest.variant(variant).file, provider=provider, threads=threads, spin=spin
+        )
         inputs = {node.name: _input_type(node) for node in self._session.get_inputs()}
         self._assembler = Assembler(self.manifest.schema, self.manifest.tables, inputs)
         self._outputs = list(self.manifest.schema.tasks)
@@ -128,20 +126,6 @@ def _count(reply: LookupReply) -> tuple[int, int, int]:
         if table.status.any():  # FOUND is 0
             totals += np.bincount(table.status[table.index], minlength=4)
     return int(totals[ABSENT]), int(totals[UNAVAILABLE]), int(totals[STALE])
-
-
-def _open_session(model: Path, threads: int, spin: bool) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3  # errors; warnings about the graph were the exporter's to heed
-    # Spinning threads take the cores that the store, the HTTP server and other sessions need.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except _LOAD_ERRORS as error:
-        raise InvalidBundle(f"{model} cannot be loaded: {error}") from error
 
 
 def _input_type(node: ort.NodeArg) -> InputType:

@@ -82,10 +82,11 @@ def main() -> None:
         folder = Path(name)
         model, store, socket = build_bundle(folder / "bundle"), f"memmap://{folder / 'store'}", folder / "sidecar.sock"
         publish_bundle(model, store)
+        served = (model.folder, "--variant", "fp32")
         with (
-            running_service(folder / "store.log", model.folder, "--store", store, "--cache-size", "0") as own,
+            running_service(folder / "store.log", *served, "--store", store, "--cache-size", "0") as own,
             running_sidecar(folder / "sidecar.log", store, socket),
-            running_service(folder / "client.log", model.folder, "--sidecar", socket) as client,
+            running_service(folder / "client.log", *served, "--sidecar", socket) as client,
         ):
             found = measure({"store": own.url, "sidecar": client.url}, requests, options.requests)
     report(found, options.candidates)

@@ -100,7 +100,7 @@ def test_absent_ids_are_counted_and_take_the_default_row(model: TinyModel) -> No
 def test_threads_share_a_scorer(model: TinyModel) -> None:
     scorer = Scorer(model.folder, memory_store(model), threads=2)
     transform = FeatureTransform(model.manifest.features)
-    requests = [random_request(np.random.default_rng(seed), 20) for seed in range(24)]
+    requests = [random_request(np.random.default_rng(seed), 1 + seed * 37 % 200) for seed in range(48)]
 
     def check(request: dict) -> None:
         scores = scorer.score(transform.from_request(**request))
@@ -109,6 +109,31 @@ def test_threads_share_a_scorer(model: TinyModel) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(check, requests))
+
+
+def test_buffers_go_to_the_graph_as_they_are(model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `session.run` reads without a copy is contiguous and of the graph's own type; and dense values and
+    `user_index` are the features' own memory."""
+    scorer = Scorer(model.folder, memory_store(model))
+    batch = FeatureTransform(model.manifest.features).from_request(**random_request(np.random.default_rng(4), 500))
+    session, fed = scorer._session, {}
+
+    class Spy:
+        def run(self, outputs: list[str], feed: dict[str, NDArray]) -> list[NDArray]:
+            fed.update(feed)
+            return session.run(outputs, feed)
+
+    monkeypatch.setattr(scorer, "_session", Spy())
+    scorer.score(batch)
+    types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+    assert {name: values.dtype for name, values in fed.items()} == {
+        node.name: types[node.type] for node in session.get_inputs()
+    }
+    for name, values in fed.items():
+        assert values.flags.c_contiguous, name
+        assert values.flags.aligned, name
+    assert np.shares_memory(fed["item_dense"], batch.item.dense)
+    assert np.shares_memory(fed["user_index"], batch.user_index)
 
 
 class PartlyDown(MemoryStore):

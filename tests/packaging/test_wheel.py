@@ -155,4 +155,4 @@ def test_publish_sidecar_and_service_run_from_the_wheel(serving_host: Path, tmp_
                 scores = answer.json()["scores"]
                 assert set(scores) == set(expected)
                 for task, values in expected.items():
-                    assert scores[task] == pytest.approx(values, abs=1e-5)
+                    assert scores[task] == pytest.approx(values, abs=5e-3)  # --variant auto may take fp16

@@ -31,7 +31,8 @@ def model(folder: Path, store_url: str) -> TinyModel:
 @pytest.fixture(scope="module")
 def service(folder: Path, model: TinyModel, store_url: str) -> Iterator[Service]:
     options = ("--max-candidates", "600", "--max-body", "1MiB", "--timeout-ms", "10000", "--concurrency", "4")
-    with running_service(folder / "service.log", model.folder, "--store", store_url, *options) as service:
+    bundle = (model.folder, "--variant", "fp32")  # whose scores are held against float64
+    with running_service(folder / "service.log", *bundle, "--store", store_url, *options) as service:
         yield service
 
 

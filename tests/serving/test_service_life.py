@@ -92,7 +92,8 @@ def test_an_address_that_it_cannot_have(folder: Path, model: TinyModel, store_ur
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1]) if what == "port" else "0"
         host = "127.0.0.1" if what == "port" else "203.0.113.7"
-        command = command_line("serve", model.folder, "--store", store_url, "--host", host, "--port", port)
+        serve = ("serve", model.folder, "--store", store_url, "--variant", "fp32")
+        command = command_line(*serve, "--host", host, "--port", port)
         result = failing(command)
     assert result.returncode == 1
     assert result.stderr.startswith(f"Error: cannot listen on {host}:{port}: ")
@@ -177,7 +178,7 @@ def test_a_store_that_dies_is_503(tmp_path: Path, redis_server: Redis) -> None:
     model = build_bundle(tmp_path / "bundle", codec="fp16")
     publish_bundle(model, url)
     request = random_request(np.random.default_rng(5), 30)
-    options = ("--store", url, "--cache-size", "0", "--timeout-ms", "5000")
+    options = ("--store", url, "--variant", "fp32", "--cache-size", "0", "--timeout-ms", "5000")
     with (
         running_service(tmp_path / "log", model.folder, *options) as service,
         httpx.Client(base_url=service.url, timeout=30) as client,
@@ -195,9 +196,11 @@ def test_a_store_that_dies_is_503(tmp_path: Path, redis_server: Redis) -> None:
 def test_a_sidecar_that_dies_and_comes_back(tmp_path: Path, model: TinyModel, store_url: str) -> None:
     socket_path = tmp_path / "sidecar.sock"
     request = random_request(np.random.default_rng(8), 30)
+    # A sidecar that has just started loads its kernels at its first look-up: on a busy host more than a second.
+    serve = (model.folder, "--sidecar", socket_path, "--variant", "fp32", "--timeout-ms", "10000")
     with ExitStack() as running:
         sidecar = running.enter_context(running_sidecar(tmp_path / "sidecar.log", store_url, socket_path))
-        service = running.enter_context(running_service(tmp_path / "log", model.folder, "--sidecar", socket_path))
+        service = running.enter_context(running_service(tmp_path / "log", *serve))
         client = running.enter_context(httpx.Client(base_url=service.url, timeout=30))
         check_answer(model, request, client.post("/rank", json=request))
         assert client.get("/ready").status_code == 200
@@ -216,7 +219,7 @@ def test_a_sidecar_with_a_password(tmp_path: Path, model: TinyModel, store_url: 
     right.write_text("correct horse\n")
     wrong.write_text("battery staple\n")
     request = random_request(np.random.default_rng(9), 30)
-    serve = (model.folder, "--sidecar", socket_path)
+    serve = (model.folder, "--sidecar", socket_path, "--variant", "fp32")
     with running_sidecar(tmp_path / "sidecar.log", store_url, socket_path, "--password-file", right):
         without = failing(command_line("serve", *serve))
         assert (without.returncode, without.stderr) == (
@@ -236,7 +239,7 @@ def test_the_deadline_reaches_a_store_that_hangs(tmp_path: Path, redis_server: R
     model = build_bundle(tmp_path / "bundle")
     publish_bundle(model, url)
     request = random_request(np.random.default_rng(6), 30)
-    options = ("--store", url, "--cache-size", "0", "--timeout-ms", "400", "--concurrency", "1")
+    options = ("--store", url, "--variant", "fp32", "--cache-size", "0", "--timeout-ms", "400", "--concurrency", "1")
     with (
         running_service(tmp_path / "log", model.folder, *options) as service,
         httpx.Client(base_url=service.url, timeout=30) as client,
@@ -256,7 +259,7 @@ def test_sigterm_lets_requests_in_flight_finish(tmp_path: Path, redis_server: Re
     model = build_bundle(tmp_path / "bundle")
     publish_bundle(model, url)
     request = random_request(np.random.default_rng(7), 30)
-    options = ("--store", url, "--cache-size", "0", "--timeout-ms", "20000")
+    options = ("--store", url, "--variant", "fp32", "--cache-size", "0", "--timeout-ms", "20000")
     with (
         running_service(tmp_path / "log", model.folder, *options) as service,
         httpx.Client(base_url=service.url) as client,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from export.runtime import Provider
 
 
 @click.command()
@@ -31,7 +35,14 @@ import click
 )  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
-@click.option("--variant", default="fp32", show_default=True, help="Which of the bundle's graphs: fp32, fp16.")
+@click.option(
+    "--variant", metavar="auto|NAME", default="auto", show_default=True,
+    help="Which of the bundle's graphs. auto: the fastest here of those that passed their gate.",
+)  # fmt: skip
+@click.option(
+    "--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]), default="cpu", show_default=True,
+    help="What computes the graph. cuda and tensorrt need onnxruntime-gpu.",
+)  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one graph run.")
 @click.option(
     "--concurrency", type=click.IntRange(1), help="Requests ranked at a time.  [default: as many as there are cores]"
@@ -55,6 +66,7 @@ def serve(
     host: str,
     port: int,
     variant: str,
+    provider: Provider,
     threads: int,
     concurrency: int | None,
     spin: bool,
@@ -86,6 +98,7 @@ def serve(
         host=host,
         port=port,
         variant=variant,
+        provider=provider,
         threads=threads,
         concurrency=concurrency,
         spin=spin,
