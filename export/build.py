@@ -10,17 +10,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import onnx
 
 import torchrank
 from embedding_store.access_counts import count_groups, write_counts
 from embedding_store.release import Codec, TableInfo
-from export.bundle import Golden, Manifest, Variant, sha256, write_manifest
+from export.bundle import Golden, Manifest, PassReport, Variant, sha256, write_manifest
 from export.bundle_lookup import BundleLookup
 from export.checkpoint_tables import CheckpointTables, load_dense
 from export.golden import NeededRows, TrainerScorer, golden_requests, golden_rows
-from export.graph import OPSET, export_graph, write_fp16
+from export.graph import OPSET, dense_graph, write_fp16
 from export.hot_ids import count_ids, hottest
+from export.optimize import check_pass_names, optimize
 from export.parity import check_parity
+from export.passes import PASSES, GraphPass
 from export.table_pages import write_table
 from torchrank.data.loader import Loader
 from torchrank.data.source import Source
@@ -37,6 +40,8 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "int8": 1e-2}  # of the graph's precisi
 @dataclass(frozen=True)
 class ExportOptions:
     fp16: bool = False
+    without: tuple[str, ...] = ()  # names of graph passes
+    passes: tuple[GraphPass, ...] = PASSES
     row_codec: Codec = "fp32"
     model: str | None = None  # the release is MODEL@VERSION
     version: str | None = None
@@ -50,9 +55,10 @@ def export_run(
 ) -> Manifest:
     """Writes the bundle of the run's best checkpoint to `output`, which appears complete or not at all.
 
-    Raises ValueError (no checkpoint, an unfit one, an output that exists), ParityError, InvalidRelease (rows that a
-    codec cannot hold).
+    Raises ValueError (no checkpoint, an unfit one, an output that exists, a pass that there is not), ParityError,
+    InvalidRelease (rows that a codec cannot hold).
     """
+    check_pass_names(options.without, options.passes)
     if output.exists():
         raise ValueError(f"{output} exists: name another --output, a bundle is never overwritten")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -93,14 +99,15 @@ class _Export:
         encoder = msgspec.json.Encoder()
         (self.folder / "golden.jsonl").write_bytes(b"".join(encoder.encode(request) + b"\n" for request in golden))
 
-        export_graph(self.model, self.schema, self.folder / "model.onnx")
+        graph, passes = self._optimized()
+        onnx.save(graph, self.folder / "model.onnx")
         self.tell("model.onnx written")
         files = {"fp32": "model.onnx"}
         if self.options.fp16:
             files["fp16"] = "model.fp16.onnx"
             write_fp16(self.folder / "model.onnx", self.folder / files["fp16"])
             self.tell("model.fp16.onnx written")
-        return self._prove(self._manifest(tables, files, len(features.user_index)), golden)
+        return self._prove(self._manifest(tables, passes, files, len(features.user_index)), golden)
 
     def _write_tables(self, needed: dict[str, NeededRows]) -> tuple[TableInfo, ...]:
         saved = CheckpointTables(self.checkpoint)
@@ -118,7 +125,13 @@ class _Export:
             self.tell(f"table {table.name}: {written.rows} rows of dim {table.dim}, {self.options.row_codec}")
         return tuple(tables)
 
-    def _manifest(self, tables: tuple[TableInfo, ...], files: dict[str, str], golden: int) -> Manifest:
+    def _optimized(self) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
+        graph, options = dense_graph(self.model, self.schema), self.options
+        return optimize(graph, without=options.without, passes=options.passes, tell=self.tell)
+
+    def _manifest(
+        self, tables: tuple[TableInfo, ...], passes: tuple[PassReport, ...], files: dict[str, str], golden: int
+    ) -> Manifest:
         created = datetime.now(UTC)
         config_hash = hashlib.sha256(self.run.config_bytes()).hexdigest()
         return Manifest(
@@ -130,6 +143,7 @@ class _Export:
             features=self.spec,
             schema=self.schema,
             tables=tables,
+            passes=passes,
             variants=tuple(self._variant(name, file) for name, file in files.items()),
             golden_rows=golden,
             config_sha256=config_hash,

@@ -21,7 +21,7 @@ from embedding_store.release import TableInfo
 from torchrank.features.schema import FeatureSchema
 from torchrank.features.spec import FeatureSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class InvalidBundle(ValueError):
@@ -61,6 +61,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     features: FeatureSpec
     schema: FeatureSchema  # the graph's inputs and their columns; one output per task: probabilities float32 [N]
     tables: tuple[TableInfo, ...]
+    passes: tuple[PassReport, ...]  # in the order they ran; every variant is made of the graph behind them
     variants: tuple[Variant, ...]
     golden_rows: int
     config_sha256: str  # of the run's resolved config

@@ -76,7 +76,12 @@ def _no_columns(rows: int) -> Tensor:
 
 
 def export_graph(model: RankModel, schema: FeatureSchema, path: Path) -> None:
-    """Writes the fp32 graph. Raises ValueError where the exporter cannot express the model."""
+    """Writes the fp32 graph as the exporter gives it. Raises ValueError where it cannot express the model."""
+    onnx.save(dense_graph(model, schema), path)
+
+
+def dense_graph(model: RankModel, schema: FeatureSchema) -> onnx.ModelProto:
+    """The fp32 graph as the exporter gives it. Raises ValueError where it cannot express the model."""
     inputs = graph_inputs(schema)
     users, items = torch.export.Dim("U", min=1), torch.export.Dim("N", min=1)
     rows = {"user": (3, users), "item": (7, items)}
@@ -102,10 +107,10 @@ def export_graph(model: RankModel, schema: FeatureSchema, path: Path) -> None:
         except torch.onnx.OnnxExporterError as error:
             raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {error}") from error
     assert program is not None
-    proto = program.model_proto
+    proto: onnx.ModelProto = program.model_proto
     _strip(proto)
     onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, path)
+    return proto
 
 
 def write_fp16(source: Path, target: Path) -> None:

@@ -33,10 +33,7 @@ def optimize(
     without: names of passes to leave out; raises ValueError for one that there is not. A pass that fails, or whose
     graph is invalid or gives other probabilities, is left out, with the reason in its report and told.
     """
-    unknown = sorted(set(without) - {graph_pass.name for graph_pass in passes})
-    if unknown:
-        names = ", ".join(graph_pass.name for graph_pass in passes)
-        raise ValueError(f"there is no graph pass {unknown[0]!r}; there are: {names}")
+    check_pass_names(without, passes)
     reports = []
     proof = _Proof(model)
     for graph_pass in passes:
@@ -45,8 +42,8 @@ def optimize(
         rewrites = 0
         if graph_pass.name not in without:
             reason, rewrites, proof = _try(graph_pass, before)
-            if reason:
-                tell(f"pass {graph_pass.name} is left out: {reason}")
+        if reason:
+            tell(f"pass {graph_pass.name} is left out: {reason}")
         reports.append(
             PassReport(
                 name=graph_pass.name,
@@ -59,6 +56,14 @@ def optimize(
             )
         )
     return proof.model, tuple(reports)
+
+
+def check_pass_names(without: Collection[str], passes: Sequence[GraphPass]) -> None:
+    """Raises ValueError for a name in `without` that no pass has."""
+    unknown = sorted(set(without) - {graph_pass.name for graph_pass in passes})
+    if unknown:
+        names = ", ".join(graph_pass.name for graph_pass in passes) or "none"
+        raise ValueError(f"there is no graph pass {unknown[0]!r}; there are: {names}")
 
 
 class _Proof:
