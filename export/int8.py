@@ -76,14 +76,14 @@ class _Writer:
         # ONNX Runtime knows this very order of operands.
         self._add("MatMulInteger", [x, w, x_zero, w_zero], [f"{result}.int32"], name)
         self._add("Cast", [f"{result}.int32"], [f"{result}.float"], f"{name}.cast", to=TensorProto.FLOAT)
-        self._add("Mul", [x_scale, w_scale], [f"{result}.scale"], f"{name}.scale")
-        self._add("Mul", [f"{result}.float", f"{result}.scale"], [product], f"{name}.scaled")
+        self._add("Mul", [x_scale, w_scale], [f"{result}.int32.scale"], f"{name}.scale")
+        self._add("Mul", [f"{result}.float", f"{result}.int32.scale"], [product], f"{name}.scaled")
         if bias:
             self._add("Add", [product, bias], [result], f"{name}.bias")
 
     def _activation(self, x: str) -> list[str]:
         if x not in self._activations:
-            self._activations[x] = [f"{x}.uint8", f"{x}.scale", f"{x}.zero"]
+            self._activations[x] = [f"{x}.uint8", f"{x}.uint8.scale", f"{x}.uint8.zero"]
             self._add("DynamicQuantizeLinear", [x], self._activations[x], f"DynamicQuantizeLinear_{x}")
         return self._activations[x]
 

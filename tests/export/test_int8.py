@@ -89,6 +89,21 @@ def test_layers_with_one_input_share_its_quantization(tmp_path: Path) -> None:
     assert kernels(to_int8(proto, ["W"]), tmp_path) == {"Gemm": 1, "DynamicQuantizeMatMul": 1}  # the sum in the Gemm
 
 
+def test_a_layer_may_read_what_another_makes() -> None:
+    rng = np.random.default_rng(8)
+    weights = {name: rng.standard_normal((IN, IN)).astype(np.float32) / 7 for name in ("V", "W")}
+    nodes = [
+        helper.make_node("MatMul", ["x", "V"], ["v"], name="V"),
+        helper.make_node("MatMul", ["v", "W"], ["y"], name="W"),
+    ]
+    proto = _model(nodes, [numpy_helper.from_array(value, name) for name, value in weights.items()])
+    quantized = to_int8(proto, matrix_layers(proto))
+    onnx.checker.check_model(quantized, full_check=True)
+    x = rng.standard_normal((9, IN)).astype(np.float32)
+    expected = x @ weights["V"] @ weights["W"]
+    assert np.abs(in_memory(quantized).run(None, {"x": x})[0] - expected).max() < 0.05 * np.abs(expected).max()
+
+
 def test_two_products_of_any_input_fit_16_bits() -> None:
     """What 8-bit kernels without VNNI add up in; so every host gives the same scores."""
     weight = np.random.default_rng(3).standard_normal((50, 20)).astype(np.float32) * 100
