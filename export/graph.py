@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import onnx
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from export.graph_file import is_large, save_graph
+from export.inexpressible import what_cannot_be_expressed
 from torchrank.features.schema import FeatureSchema
 from torchrank.models.base import RankModel
 from torchrank.nn.inputs import ModelInputs
@@ -102,7 +103,8 @@ def dense_graph(model: RankModel, schema: FeatureSchema) -> onnx.ModelProto:
                 optimize=True,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {error}") from error
+            cause = what_cannot_be_expressed(error, graph)
+            raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {cause}") from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     _strip(proto)
@@ -134,7 +136,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
