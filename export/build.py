@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from export.graph_file import LARGEST_MESSAGE, is_large, save_graph, size_and_sh
 from export.hot_ids import count_ids, hottest
 from export.latency import latencies_ms
 from export.optimize import check_pass_names, optimize
+from export.output_folder import bundle_folder
 from export.parity import check_parity, golden_difference
 from export.passes import PASSES, GraphPass
 from export.table_pages import write_table
@@ -45,7 +45,7 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "int8": 1e-2}  # of the graph's precisi
 class ExportOptions:
     fp16: bool = False
     int8: bool = False
-    force: bool = False  # writes variants that are over a gate, too
+    force: bool = False  # writes variants that are over a gate, too, and replaces a bundle
     without: tuple[str, ...] = ()  # names of graph passes
     passes: tuple[GraphPass, ...] = PASSES
     row_codec: Codec = "fp32"
@@ -64,23 +64,12 @@ def export_run(
     """Writes the bundle of the run's best checkpoint to `output`, which appears complete or not at all.
 
     Raises ValueError (no checkpoint, an unfit one, an output that exists, a pass that there is not), ParityError,
-    InvalidRelease (rows that a codec cannot hold).
+    InvalidRelease (rows that a codec cannot hold), OSError (the disk is full).
     """
     check_pass_names(options.without, options.passes)
-    if output.exists():
-        raise ValueError(f"{output} exists: name another --output, a bundle is never overwritten")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)  # our own, of an export that was killed
-    (partial / "tables").mkdir(parents=True)
-    try:
-        manifest = _Export(run, partial, options, tell).write()
-        partial.rename(output)
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
-    return manifest
+    with bundle_folder(output, force=options.force) as folder:
+        (folder / "tables").mkdir()
+        return _Export(run, folder, options, tell).write()
 
 
 class _Export:

@@ -12,7 +12,9 @@ import click
 @click.option("--output", type=click.Path(path_type=Path), help="The bundle to write; by default RUN/bundle.")
 @click.option("--fp16", is_flag=True, help="Also write the dense graph in half precision.")
 @click.option("--int8", is_flag=True, help="Also write the dense graph with matrix products in 8-bit integers.")
-@click.option("--force", is_flag=True, help="Write variants that are over their gate, too.")
+@click.option(
+    "--force", is_flag=True, help="Replace a bundle that is at --output; write variants that are over their gate."
+)
 @click.option("--without", multiple=True, metavar="PASS", help="A graph pass to leave out; may be given again.")
 @click.option(
     "--row-codec",
