@@ -256,6 +256,12 @@ def _check_tables(checkpoint: Path, saved: CheckpointTables, schema: FeatureSche
                 f"checkpoint {checkpoint} is of another configuration: table {table.name!r} is "
                 f"{table.rows} x {table.dim} in the run's features and {there}"
             )
+    unknown = sorted(saved.tables.keys() - {table.name for table in schema.tables})
+    if unknown:
+        raise ValueError(
+            f"checkpoint {checkpoint} is of another configuration: it has table {unknown[0]!r}, and the run's features "
+            f"have not"
+        )
 
 
 def _with(manifest: Manifest, variant: Variant) -> Manifest:

@@ -297,6 +297,7 @@ def test_what_is_no_fit_run_is_refused(tiny_run: Path, bundle: Exported, tmp_pat
             {"data.features.features[0].buckets": 55},
             "table 'user_id' is 55 x 8 in the run's features and 101 x 8 there",
         ),
+        ({"data.labels": ["click"]}, r"it has model\.model\.gates\.finish\.weight, and the run's model has not"),
         ({"data.features.features[4].table": "t"}, "table 't' is 31 x 8 in the run's features and not there"),
     ],
 )
