@@ -26,6 +26,7 @@ from export.optimize import check_pass_names, optimize
 from export.output_folder import bundle_folder
 from export.parity import check_parity, golden_difference
 from export.passes import PASSES, GraphPass
+from export.report import write_report
 from export.table_pages import write_table
 from export.validation import assembler_of, golden_feeds, validation_rows
 from export.variants import AUC_GATE, Made, NoVariant, VariantMaker
@@ -46,6 +47,7 @@ class ExportOptions:
     fp16: bool = False
     int8: bool = False
     force: bool = False  # writes variants that are over a gate, too, and replaces a bundle
+    report: bool = False  # writes report.html
     without: tuple[str, ...] = ()  # names of graph passes
     passes: tuple[GraphPass, ...] = PASSES
     row_codec: Codec = "fp32"
@@ -104,6 +106,8 @@ class _Export:
             manifest = self._with_variants(manifest, graph, golden, lookup)
             manifest = self._timed(manifest)
             write_manifest(self.folder, manifest)
+            if self.options.report:
+                write_report(self.folder, manifest, golden, lookup)
         return manifest
 
     def _write_tables(self, needed: dict[str, NeededRows]) -> tuple[TableInfo, ...]:

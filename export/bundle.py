@@ -6,6 +6,7 @@ tables/NAME.pages  encoded rows (layout: embedding_store/release.py); tables/NAM
                    tables/NAME.ids  the raw ids of the rows, where ids are not 0, 1, …;
 tables/NAME.counts how unevenly the training data read the rows (embedding_store/access_counts.py)
 golden.jsonl       one `Golden` a line: a raw request and the scores the trainer gave it
+report.html        the manifest's figures for people; where it was asked for
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import click
 @click.option(
     "--force", is_flag=True, help="Replace a bundle that is at --output; write variants that are over their gate."
 )
+@click.option("--report", is_flag=True, help="Also write report.html: what passes and variants gained and cost.")
 @click.option("--without", multiple=True, metavar="PASS", help="A graph pass to leave out; may be given again.")
 @click.option(
     "--row-codec",
@@ -31,6 +32,7 @@ def export(
     fp16: bool,
     int8: bool,
     force: bool,
+    report: bool,
     without: tuple[str, ...],
     row_codec: str,
     model: str | None,
