@@ -43,7 +43,7 @@ def graph_inputs(schema: FeatureSchema) -> dict[str, tuple[str, tuple[int, ...]]
     return inputs
 
 
-class _Graph(nn.Module):
+class DenseGraph(nn.Module):
     """ModelInputs as a flat list of tensors in; probabilities [N], one per task, out."""
 
     def __init__(self, model: RankModel, schema: FeatureSchema) -> None:
@@ -89,7 +89,7 @@ def dense_graph(model: RankModel, schema: FeatureSchema) -> onnx.ModelProto:
         integral = name == "user_index" or name.endswith(".length")
         examples.append(torch.zeros((count, *rest), dtype=torch.int64 if integral else torch.float32))
         shapes.append({0: dimension})
-    graph = _Graph(model, schema).eval()
+    graph = DenseGraph(model, schema).eval()
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(

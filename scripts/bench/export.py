@@ -1,0 +1,153 @@
+"""The exporter's graph in ONNX Runtime with all its optimisations, beside ours in fp32, fp16 and int8.
+
+    python scripts/bench/export.py [--only mmoe din …] [--threads 1] [--plot docs/export-latency.svg] [--json]
+
+Models of scripts/bench/export_models.py, trained for a moment, then taken through export_graph and optimize; one
+user, 500 candidates. For MMoE also the same module in torch: eager, torch.compile (for these very shapes) and
+TorchScript (traced, frozen). Every side's scores are first compared with torch's; the benchmark ends where one is too
+far from them. Medians, in turns.
+
+speedup.MODEL_PRECISION is the exporter's graph's time over ours; mmoe.best_vs_SIDE is torch's over the fastest of
+ours; passes.MODEL.PASS.speedup is the time before a pass over that after it, as `optimize` measured them, one after
+another; peak_memory_ratio.MODEL is the exporter's graph's peak over ours in fp32, each session in processes of its
+own. Ratios above 1 mean that ours takes less. flops.* count a multiplication and an addition as two.
+
+--plot measures both fp32 graphs of MMoE and DIN for 1 to 5,000 candidates of 1, 4 and 8 users, and draws them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this file's folder, where `export` is this very file and not the package
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from scripts.bench.export_memory import peak_memory
+from scripts.bench.export_models import BENCH_MODELS, build, random_request
+from scripts.bench.export_plot import Curves, draw, sweep
+from scripts.bench.export_sessions import Side, in_onnx_runtime, medians_ms, open_session
+from scripts.bench.export_sides import Graphs, check, in_torch, torch_scores, write_graphs
+from scripts.bench.export_training import train_briefly
+
+OURS = ("fp32", "fp16", "int8")
+PEERS = ("eager", "compile", "torchscript")
+IN_TORCH = "mmoe"  # measured beside them too
+PLOTTED = {"mmoe": "MMoE, 8 experts", "din": "DIN, history of 50"}
+_TRAINING_STEPS = 100
+
+Figures = dict[str, float | str]
+
+
+def measure(name: str, folder: Path, options: argparse.Namespace) -> tuple[Figures, Curves]:
+    model, schema = build(name, options.shrink)
+    train_briefly(model, schema, steps=_TRAINING_STEPS)
+    graphs = write_graphs(model, schema, folder)
+    feed = random_request(schema, users=1, candidates=options.candidates, seed=1)
+    sides: dict[str, Side] = {
+        side: in_onnx_runtime(open_session(file, options.threads), feed) for side, file in graphs.files.items()
+    }
+    figures: Figures = {}
+    if name == IN_TORCH:
+        for side, run in in_torch(model, schema, feed, compiled=not options.no_compile).items():
+            if isinstance(run, str):
+                figures[f"failed.{name}.{side}"] = run
+            else:
+                sides[side] = run
+    apart = check(name, sides, torch_scores(model, schema, feed))
+    elapsed = medians_ms(sides, rounds=options.repeats)
+    figures |= {f"max_abs_diff.{name}.{side}": value for side, value in apart.items()}
+    figures |= {f"ms.{name}.{side}": value for side, value in elapsed.items()}
+    figures |= {f"speedup.{name}_{side}": elapsed["exporter"] / elapsed[side] for side in OURS}
+    best = min(elapsed[side] for side in OURS)
+    figures |= {f"{name}.best_vs_{side}": value / best for side, value in elapsed.items() if side in PEERS}
+    figures |= _of_graphs(name, graphs, options.candidates)
+    peaks = peak_memory(graphs.files, feed, threads=options.threads)
+    figures |= {f"peak_memory_mb.{name}.{side}": value / 1e6 for side, value in peaks.items()}
+    figures[f"peak_memory_ratio.{name}"] = peaks["exporter"] / peaks["fp32"]
+    drawn = options.plot and name in PLOTTED
+    return figures, sweep(graphs.files, schema, threads=options.threads) if drawn else {}
+
+
+def _of_graphs(name: str, graphs: Graphs, candidates: int) -> Figures:
+    figures: Figures = {f"{what}.{name}.{side}": value for (what, side), value in graphs.sizes(candidates).items()}
+    for report in graphs.reports:
+        before, after = report.latency_ms
+        figures[f"passes.{name}.{report.name}.speedup"] = before / after
+        figures[f"passes.{name}.{report.name}.rewrites"] = report.rewrites
+        if report.left_out:
+            figures[f"failed.{name}.{report.name}"] = report.left_out
+    figures |= {f"mb.{name}.{side}": file.stat().st_size / 1e6 for side, file in graphs.files.items()}
+    return figures
+
+
+def show(names: list[str], figures: Figures, options: argparse.Namespace) -> None:
+    console = Console()
+    heading = f"one user, {options.candidates} candidates, threads: {options.threads}; ms and ratios"
+    table = Table("graph", "side", "ms", "× exporter's", "off torch", "peak MB", "nodes", "MFLOP", title=heading)
+    for name in names:
+        exporter = figures[f"ms.{name}.exporter"]
+        for side in ("exporter", *OURS, *PEERS):
+            elapsed = figures.get(f"ms.{name}.{side}")
+            if isinstance(elapsed, float) and isinstance(exporter, float):
+                row = [f"{elapsed:.2f}", f"{exporter / elapsed:.2f}", f"{figures[f'max_abs_diff.{name}.{side}']:.0e}"]
+                row += [_cell(figures, f"{what}.{name}.{side}") for what in ("peak_memory_mb", "nodes")]
+                row.append(_cell(figures, f"flops.{name}.{side}", 1e-6))
+                table.add_row(name, side, *row)
+        table.add_section()
+    console.print(table)
+    passes = Table("graph", "pass", "rewrites", "× before", title="graph passes, one after another")
+    for key, value in figures.items():
+        kind, name, *rest = key.split(".")
+        if kind == "passes" and rest[-1] == "speedup":
+            rewrites = figures[f"passes.{name}.{rest[0]}.rewrites"]
+            passes.add_row(name, rest[0], f"{rewrites}", f"{value:.2f}")
+    if passes.row_count:
+        console.print(passes)
+    for key, value in figures.items():
+        if key.startswith("failed."):
+            console.print(f"{key.removeprefix('failed.')}: {value}", markup=False)
+
+
+def _cell(figures: Figures, key: str, scale: float = 1.0) -> str:
+    value = figures.get(key)
+    return f"{value * scale:,.0f}" if isinstance(value, int | float) else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(BENCH_MODELS), default=list(BENCH_MODELS), metavar="MODEL")
+    parser.add_argument("--candidates", type=int, default=500)
+    parser.add_argument("--repeats", type=int, default=100, help="rounds of timing")
+    parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime and of torch")
+    parser.add_argument("--shrink", type=int, default=1, help="divides the models' widths; to try the benchmark out")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes half a minute")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg")
+    parser.add_argument("--json", action="store_true", help="one JSON object after the tables")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    figures: Figures = {}
+    panels: dict[str, Curves] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.only:
+            found, curves = measure(name, Path(folder) / name, options)
+            figures |= found
+            if curves:
+                panels[PLOTTED[name]] = curves
+    show(options.only, figures, options)
+    if panels:
+        options.plot.write_text(draw(panels))
+    if options.json:
+        rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in figures.items()}
+        print(json.dumps(rounded))
+
+
+if __name__ == "__main__":
+    main()
