@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 _TOP = 63  # of a weight
-MIN_WEIGHTS, MIN_COLUMNS = 4096, 16  # below, quantizing x takes longer than int8 saves (docs/adr/0014-variants.md)
+MIN_WEIGHTS, MIN_COLUMNS = 2048, 32  # below, quantizing x takes longer than int8 saves (docs/adr/0014-variants.md)
 
 
 def matrix_layers(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

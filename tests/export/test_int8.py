@@ -127,7 +127,7 @@ def test_which_layers_there_are_and_which_are_worth_it() -> None:
     ]
     nodes = [helper.make_node(op, ins, [f"y{n}"], name=str(n), **a) for n, (op, ins, a) in enumerate(attributes)]
     assert matrix_layers(_model(nodes, [w])) == {"0": (IN, OUT), "3": (IN, OUT)}
-    assert worth_quantizing((64, 64))
-    assert worth_quantizing((8, 256, 16))
-    assert not worth_quantizing((63, 64))  # too small
-    assert not worth_quantizing((400, 8))  # too narrow
+    assert worth_quantizing((64, 32))
+    assert worth_quantizing((8, 256, 32))
+    assert not worth_quantizing((31, 64))  # too small
+    assert not worth_quantizing((400, 31))  # too narrow
