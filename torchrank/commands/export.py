@@ -58,6 +58,7 @@ def export(
         fp16=fp16,
         int8=int8,
         force=force,
+        report=report,
         without=without,
         row_codec=check_codec(row_codec),
         model=model,
