@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.closing import Closing
-from embedding_store.errors import ReleaseConflict
+from embedding_store.errors import InvalidRelease, ReleaseConflict
 from embedding_store.page_store import PageStore
 from embedding_store.release import ReleaseManifest, TableInfo
 
@@ -45,6 +45,16 @@ def moved(address: str, model: str, expected: History, found: History) -> Releas
         f"{address}: the active release of {model} is {found[-1] if found else None}, not "
         f"{expected[-1] if expected else None}: somebody else moved it meanwhile"
     )
+
+
+def hot_list(address: str, release: str, table: TableInfo, content: bytes | None) -> NDArray[np.int64]:
+    """int64 [table.hot_ids], out of what a store has of it; empty where it has nothing. Raises InvalidRelease."""
+    if content is not None and len(content) != 8 * table.hot_ids:
+        raise InvalidRelease(
+            f"{address}: the hot list of {release}'s table {table.name!r} has {len(content)} bytes; "
+            f"{table.hot_ids} ids take {8 * table.hot_ids}; `torchrank verify BUNDLE --store URL --mend` mends it"
+        )
+    return np.frombuffer(content or b"", "<i8").astype(np.int64)
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -123,8 +133,9 @@ class Backend(Closing):
         """Everything that takes room: complete releases by name, then unfinished ones and those half removed."""
 
     @abstractmethod
-    def manifest(self, release: str) -> ReleaseManifest:
-        """Raises UnknownRelease; an unfinished release is unknown."""
+    def manifest(self, release: str, *, timeout: float | None = None) -> ReleaseManifest:
+        """`timeout` in seconds, for a look-up that cannot wait longer. Raises UnknownRelease; an unfinished release is
+        unknown."""
 
     @abstractmethod
     def contains(self, manifest: ReleaseManifest) -> bool:
@@ -162,7 +173,9 @@ class Backend(Closing):
 
     @abstractmethod
     def hot_ids(self, release: str, table: str) -> NDArray[np.int64]:
-        """int64 [k], most frequent first; k may be 0."""
+        """int64 [k], most frequent first: as many as the manifest says, or none where the list was lost.
+
+        Raises InvalidRelease where there is another number of them."""
 
     def create(self) -> None:
         """Makes an empty store, where the first publication has to."""

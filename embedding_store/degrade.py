@@ -56,6 +56,15 @@ class DegradePolicy:
     def of(self, table: str) -> Steps:
         return self.tables.get(table, self.steps)
 
+    def check(self, release: str, tables: Iterable[str]) -> None:
+        """Raises ValueError where it names a table that is not among those of the release, the only one in use."""
+        there = set(tables)
+        for table in sorted(self.tables.keys() - there):
+            raise ValueError(
+                f"--on-unavailable {table}={','.join(self.tables[table])}: {release} has no table {table!r}; "
+                f"it has: {', '.join(sorted(there)) or 'none'}"
+            )
+
 
 def parse_policy(options: Iterable[str], max_default_share: float = 1.0) -> DegradePolicy:
     """Each option is `STEPS`, for all tables, or `TABLE=STEPS`. Raises ValueError."""

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_store.backend import Backend, History, ReleaseWriter, Stored, conflict, moved, namespace
+from embedding_store.backend import Backend, History, ReleaseWriter, Stored, conflict, hot_list, moved, namespace
 from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.codec import check_name
 from embedding_store.durable import replace_file
@@ -65,7 +65,7 @@ class MemmapBackend(Backend):
     def inventory(self) -> list[Stored]:
         return self._shelf.inventory()
 
-    def manifest(self, release: str) -> ReleaseManifest:
+    def manifest(self, release: str, *, timeout: float | None = None) -> ReleaseManifest:
         known = self._manifests.get(release)
         return self._read_manifest(release) if known is None else known
 
@@ -139,8 +139,13 @@ class MemmapBackend(Backend):
         if not info.hot_ids:
             return np.empty(0, np.int64)
         path = self._release_folder(release) / "tables" / f"{table}.hot"
+        content = None
         with self.guard():
-            return np.frombuffer(path.read_bytes(), "<i8").astype(np.int64)
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                self._check_reachable()
+        return hot_list(self.address, release, info, content)
 
     def create(self) -> None:
         with self.guard():

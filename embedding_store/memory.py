@@ -57,7 +57,10 @@ class MemoryStore(ServedLookup):
         if activate:
             self._active[manifest.model] = manifest.name
 
-    def manifest(self, release: str | None = None, *, model: str | None = None) -> ReleaseManifest:
+    def manifest(
+        self, release: str | None = None, *, model: str | None = None, timeout: float | None = None
+    ) -> ReleaseManifest:
+        """`timeout` has no effect: nothing here waits."""
         if release is None:
             release = self._active_release(model)
         return self._release(release).manifest

@@ -123,7 +123,7 @@ class MissQueue:
             with self._lock:
                 self.stats.deadline_misses += 1
         if lost and error is None:
-            error = StoreUnavailable(f"{lost} ids were not fetched within {timeout:g} s")
+            error = StoreUnavailable(f"{lost} ids were not fetched within {timeout:.2g} s")
         return FetchedRows(answer.rows, answer.status, error if lost else None)
 
     # ---- boarding

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import redis
 from numpy.typing import NDArray
 
-from embedding_store.backend import Backend, History, NodeStats, ReleaseWriter, Stored, conflict, moved, namespace
+from embedding_store.backend import (
+    Backend,
+    History,
+    NodeStats,
+    ReleaseWriter,
+    Stored,
+    conflict,
+    hot_list,
+    moved,
+    namespace,
+)
 from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.codec import check_name
-from embedding_store.errors import InvalidRelease, UnknownRelease
+from embedding_store.errors import UnknownRelease
 from embedding_store.page_store import PageStore
 from embedding_store.redis_cluster import ClusterReader
 from embedding_store.redis_control import connect, errors
@@ -77,8 +88,8 @@ class RedisBackend(Backend):
     def inventory(self) -> list[Stored]:
         return self._shelf.inventory()
 
-    def manifest(self, release: str) -> ReleaseManifest:
-        return self._record(release).manifest
+    def manifest(self, release: str, *, timeout: float | None = None) -> ReleaseManifest:
+        return self._record(release, timeout).manifest
 
     def contains(self, manifest: ReleaseManifest) -> bool:
         with self.errors():
@@ -112,7 +123,10 @@ class RedisBackend(Backend):
             raise moved(self.address, model, expected, _history(refused))
 
     def fetch(self, release: str, batch: IdBatch, *, timeout: float | None = None) -> FetchedRows:
-        return self._reader.fetch(self._record(release), batch, timeout=timeout)
+        began = time.monotonic()
+        record = self._record(release, timeout)
+        left = None if timeout is None else timeout - (time.monotonic() - began)
+        return self._reader.fetch(record, batch, timeout=left)
 
     def nodes(self) -> Sequence[NodeStats]:
         return self._reader.nodes()
@@ -124,12 +138,7 @@ class RedisBackend(Backend):
             return np.empty(0, np.int64)
         with self.errors():
             content = cast(bytes | None, self.control.get(page_key(self.prefix, record.namespace, table, "hot")))
-        if content is not None and len(content) != 8 * info.hot_ids:
-            raise InvalidRelease(
-                f"{self.address}: the hot list of {release}'s table {table!r} has {len(content)} bytes; "
-                f"{info.hot_ids} ids take {8 * info.hot_ids}; `torchrank verify BUNDLE --store URL --mend` mends it"
-            )
-        return np.frombuffer(content or b"", "<i8").astype(np.int64)
+        return hot_list(self.address, release, info, content)
 
     def preflight(self, manifest: ReleaseManifest, *, room: int | None = None) -> None:
         check_server(self, manifest, room)
@@ -163,21 +172,29 @@ class RedisBackend(Backend):
         if self._control is not None:
             self._control.close()
 
-    def _record(self, release: str) -> Record:
+    def _record(self, release: str, timeout: float | None = None) -> Record:
         known = self._records.get(release)
         if known is None:
-            with self.errors():
-                value = cast(bytes | None, self.control.hget(self.key("releases"), release))
+            began = time.monotonic()
+            value = cast(bytes | None, self._read("HGET", "releases", release, timeout=timeout))
             if value is None:
-                raise self._unknown(release)
+                raise self._unknown(release, None if timeout is None else timeout - (time.monotonic() - began))
             known = self._records[release] = self._decode(release, value)
         return known
 
-    def _unknown(self, release: str) -> UnknownRelease:
-        with self.errors():
-            names = cast(list[bytes], self.control.hkeys(self.key("releases")))
+    def _unknown(self, release: str, timeout: float | None = None) -> UnknownRelease:
+        names = cast(list[bytes], self._read("HKEYS", "releases", timeout=timeout))
         having = ", ".join(sorted(name.decode() for name in names)) or "none"
         return UnknownRelease(f"no release {release!r} in {self.address}; it has: {having}")
+
+    def _read(self, command: str, key: str, *arguments: str, timeout: float | None) -> object:
+        """Within `timeout` seconds over the connections that rows are read by, else in the store's own time over the
+        one that releases are managed by. Raises StoreUnavailable."""
+        if timeout is not None:
+            return self._reader.request((command, self.key(key), *arguments), timeout=timeout)
+        with self.errors():
+            control: Any = self.control
+            return control.execute_command(command, self.key(key), *arguments)
 
     def _decode(self, release: str, value: bytes) -> Record:
         return decode_record(self.address, release, value)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from embedding_store.backend import NodeStats
 from embedding_store.errors import StoreUnavailable
+from embedding_store.redis_cluster_request import LATER, MOST_TRIES, ask_master, try_pause
 from embedding_store.redis_connection import Refusals
 from embedding_store.redis_fetch import PageFetch
 from embedding_store.redis_node import RedisNode
@@ -20,11 +21,7 @@ from embedding_store.redis_slots import Shard, page_slots, redirection
 from embedding_store.redis_topology import Topology
 from embedding_store.redis_url import Host, RedisAddress
 from embedding_store.redis_wire import LOST
-from embedding_store.talks import Talk, Talks, pause
-
-_MOST_TRIES = 8  # for one command, redirections and all
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.2  # seconds before another try
-_LATER = ("TRYAGAIN", "CLUSTERDOWN")  # error replies that pass
+from embedding_store.talks import Talk, Talks
 
 Commands = NDArray[np.int64]
 
@@ -44,6 +41,9 @@ class ClusterReader(PageReader):
 
     def _begin(self, talks: Talks, fetch: PageFetch, limit: float) -> None:
         ClusterFetch(self._topology, talks, fetch, limit, self.address.replicas).begin()
+
+    def _request(self, command: tuple[str, ...], limit: float) -> Talk[object]:
+        return ask_master(self._topology, command, limit)
 
 
 class ClusterFetch:
@@ -126,13 +126,13 @@ class ClusterFetch:
         for line, commands in refusals.items():
             why = refusal(node.address, line)
             kind = line.partition(" ")[0]
-            redirected = redirection(line, host) if tries < _MOST_TRIES else None
+            redirected = redirection(line, host) if tries < MOST_TRIES else None
             if redirected is not None:
                 slot, to = redirected
                 elsewhere.setdefault((to, kind == "ASK"), []).extend(commands)
                 if kind == "MOVED":
                     moved[slot] = to
-            elif kind in _LATER:
+            elif kind in LATER:
                 self._talks.start(self._retry(np.array(commands), tries, why))
             else:
                 self._fetch.fail(why)
@@ -144,13 +144,12 @@ class ClusterFetch:
     def _retry(self, commands: Commands, tries: int, why: StoreUnavailable, *, hopeless: bool = False) -> Talk[None]:
         """Once more, after a pause and by the slot map as it is then; at the end of time or tries, `why`."""
         self._topology.suspect()
-        if hopeless or tries >= _MOST_TRIES:
+        if hopeless or tries >= MOST_TRIES:
             self._fetch.fail(why)
             return
         seen = time.monotonic()
         try:
-            longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**tries)
-            yield from pause(longest * random.uniform(0.5, 1), self._limit)
+            yield from try_pause(tries, self._limit)
             yield from self._topology.refresh(self._limit, seen)
         except (TimeoutError, StoreUnavailable):
             self._fetch.fail(why)

@@ -85,10 +85,16 @@ class RedisNode:
         self._count(time.monotonic() - began, failed=False)
         return refusals
 
-    def request(self, command: tuple[str, ...], limit: float) -> Talk[object]:
-        """As `RedisConnection.request`; raises StoreUnavailable."""
+    def request(self, command: tuple[str, ...], limit: float, *, asking: bool = False) -> Talk[object]:
+        """As `RedisConnection.request`; raises StoreUnavailable. asking: ASKING before it."""
+
+        def exchange(connection: RedisConnection) -> Talk[object]:
+            if asking:
+                yield from connection.request(("ASKING",), limit)
+            return (yield from connection.request(command, limit))
+
         limit = self._admitted(limit)
-        return (yield from self._guarded(lambda connection: connection.request(command, limit), limit))
+        return (yield from self._guarded(exchange, limit))
 
     def stats(self) -> NodeStats:
         with self._lock:

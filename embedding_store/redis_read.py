@@ -16,7 +16,7 @@ from embedding_store.redis_keys import Record
 from embedding_store.redis_node import RedisNode
 from embedding_store.redis_rights import refusal
 from embedding_store.redis_url import RedisAddress
-from embedding_store.talks import Talk, Talks
+from embedding_store.talks import Talk, Talks, run
 
 _MOST_RELEASES = 64  # whose keys are kept
 
@@ -39,12 +39,26 @@ class PageReader(Closing):
             talks.run()
         return fetch.result(self.address)
 
+    def request(self, command: tuple[str, ...], *, timeout: float) -> object:
+        """A command that reads one key, its first argument, and is not about rows: its reply, within `timeout` seconds.
+
+        Raises StoreUnavailable, also where a node refuses it.
+        """
+        reply = run(self._request(command, time.monotonic() + timeout))
+        if isinstance(reply, Exception):
+            raise refusal(self.address, str(reply)) from reply
+        return reply
+
     @abstractmethod
     def nodes(self) -> Sequence[NodeStats]: ...
 
     @abstractmethod
     def _begin(self, talks: Talks, fetch: PageFetch, limit: float) -> None:
         """Starts talks at whose end every row has come or `fetch` was told why it cannot."""
+
+    @abstractmethod
+    def _request(self, command: tuple[str, ...], limit: float) -> Talk[object]:
+        """Error replies are returned. Raises StoreUnavailable."""
 
     def _keys_of(self, record: Record) -> PageKeys:
         keys = self._keys.get(record.namespace)
@@ -70,6 +84,9 @@ class RedisReader(PageReader):
 
     def _begin(self, talks: Talks, fetch: PageFetch, limit: float) -> None:
         talks.start(self._ask(fetch, limit))
+
+    def _request(self, command: tuple[str, ...], limit: float) -> Talk[object]:
+        return self._node.request(command, limit)
 
     def _ask(self, fetch: PageFetch, limit: float) -> Talk[None]:
         try:

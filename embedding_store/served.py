@@ -48,6 +48,17 @@ class ServedStats:
 
 class ServedLookup(EmbeddingLookup):
     @abstractmethod
+    def manifest(
+        self, release: str | None = None, *, model: str | None = None, timeout: float | None = None
+    ) -> ReleaseManifest:
+        """As EmbeddingLookup has it; `timeout` in seconds, for a release that is named."""
+
+    @property
+    def policy_tables(self) -> frozenset[str]:
+        """Tables that the policy for unavailable rows names, whether there are such tables or not."""
+        return frozenset()
+
+    @abstractmethod
     def releases(self) -> Sequence[ReleaseEntry]:
         """Every complete release, whatever its model. Raises StoreUnavailable."""
 
@@ -101,8 +112,10 @@ class ServedStore(ServedLookup):
         self._mapped = isinstance(store.backend, MemmapBackend)
         self._fetch_seconds = 0.0  # moving average
 
-    def manifest(self, release: str | None = None, *, model: str | None = None) -> ReleaseManifest:
-        return self._store.manifest(release, model=model)
+    def manifest(
+        self, release: str | None = None, *, model: str | None = None, timeout: float | None = None
+    ) -> ReleaseManifest:
+        return self._store.manifest(release, model=model, timeout=timeout)
 
     def lookup(
         self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
@@ -132,6 +145,10 @@ class ServedStore(ServedLookup):
             self._store.finish(misses, timeout=timeout)
         finally:
             self._fetch_seconds += (time.perf_counter() - began - self._fetch_seconds) / _AVERAGED
+
+    @property
+    def policy_tables(self) -> frozenset[str]:
+        return self._store.policy_tables
 
     def releases(self) -> Sequence[ReleaseEntry]:
         active = set(self.active().values())

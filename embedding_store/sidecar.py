@@ -2,15 +2,18 @@
 
 start     refuse a socket on which another process answers; warm the active releases; listen; print `ready …`
 running   a release that is activated meanwhile is warmed, and told to clients after that
-SIGTERM   (or SIGINT) stop accepting, answer what has come, close, remove the socket file, exit 0
+SIGTERM   (or SIGINT) stop accepting, answer what has come, close, remove the socket file, exit 0; what waits for a
+          store that does not answer is left where it is
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -29,22 +32,29 @@ from embedding_store.sidecar_socket import listen_tcp, refuse_taken, tcp_address
 
 _log = logging.getLogger(__name__)
 
+_THREADS = "sidecar"  # what their names begin with
+_UNPIN_SECONDS = 1.0  # that a store has for ending the pins, which would end by themselves a minute later
+_THREADS_SECONDS = 0.5  # that threads have for coming back, when nobody wants their results any more
 
-def run_sidecar(store: ServedLookup, options: SidecarOptions, ready: Callable[[str], None] = print) -> None:
+
+def run_sidecar(store: ServedLookup, options: SidecarOptions, ready: Callable[[str], None] = print) -> int:
     """Serves `store` until SIGTERM or SIGINT. `ready` is called once, with the line that says where it listens.
 
-    Raises StoreUnavailable where it cannot listen or cannot reach the store.
+    Returns how many threads still wait for the store, which the interpreter would wait for at its own end. Raises
+    StoreUnavailable where it cannot listen or cannot reach the store.
     """
     import uvloop  # an inference host has it; a training host that only imports this package need not
 
-    uvloop.run(Sidecar(store, options).run(ready))
+    sidecar = Sidecar(store, options)
+    uvloop.run(sidecar.run(ready))
+    return sidecar.left
 
 
 class Sidecar:
     def __init__(self, store: ServedLookup, options: SidecarOptions) -> None:
         self._store = store
         self._options = options
-        self._threads = ThreadPoolExecutor(options.threads, "sidecar")
+        self._threads = ThreadPoolExecutor(options.threads, _THREADS)
         self._server: dict[str, object] = {"version": _version(), "addresses": ""}
         self._commands = Commands(
             store,
@@ -62,12 +72,13 @@ class Sidecar:
             idle_seconds=options.idle_seconds,
         )
         self._stop = asyncio.Event()
+        self.left = 0  # threads that did not come back
 
     async def run(self, ready: Callable[[str], None]) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        with self._threads:
+        try:
             if self._options.socket is not None:
                 refuse_taken(self._options.socket)  # before the warming, which may take a while
             async with self._metrics():
@@ -78,6 +89,19 @@ class Sidecar:
                 if not self._stop.is_set():
                     warmed = self._warmed(time.perf_counter() - began)
                     await self._serve(lambda addresses: ready(f"ready: {addresses} ({warmed})"))
+        finally:
+            self._leave_threads()
+
+    def _leave_threads(self) -> None:
+        """Ends those that have nothing to do; the others may wait for a store that does not answer."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + _THREADS_SECONDS
+        mine = [thread for thread in threading.enumerate() if thread.name.startswith(f"{_THREADS}_")]
+        for thread in mine:
+            thread.join(max(0.0, until - time.monotonic()))
+        self.left = sum(thread.is_alive() for thread in mine)
+        if self.left:
+            _log.warning("%d threads still wait for the store; they are not waited for", self.left)
 
     def _warmed(self, seconds: float) -> str:
         rows = self._commands.releases.warmed
@@ -124,6 +148,7 @@ class Sidecar:
         background = [
             asyncio.ensure_future(self._commands.releases.follow()),
             asyncio.ensure_future(self._connections.close_idle()),
+            asyncio.ensure_future(listeners.follow_files()),
         ]
         try:
             await listeners.open()
@@ -135,9 +160,12 @@ class Sidecar:
             listeners.remove_file()
             # Connections that the kernel has made and nobody has accepted yet would be reset by closing at once.
             await asyncio.sleep(DRAIN_QUIET)
+            for task in background:  # one of which pins, and one opens listeners
+                task.cancel()
             listeners.close()
             await self._connections.drain(self._options.drain_seconds)
-            await self._commands.releases.release_all()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._commands.releases.release_all(), _UNPIN_SECONDS)
         finally:
             listeners.close()
             for task in background:

@@ -94,7 +94,11 @@ class Commands:
 
     def sections(self) -> Sections:
         """What INFO says."""
-        return info_sections(self.stats, self._store.stats(), self._server, self.releases.shapes(), self.ready.obstacle)
+        releases = self.releases
+        return info_sections(
+            self.stats, self._store.stats(), self._server, releases.shapes(), self.ready.obstacle,
+            releases.unknown_tables(),
+        )  # fmt: skip
 
     def _failed(self, error: BaseException) -> bytes:
         if isinstance(error, CommandError):

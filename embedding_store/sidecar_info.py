@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from embedding_store.served import ServedStats
 from embedding_store.sidecar_stats import SidecarStats
@@ -21,9 +21,15 @@ def resident_bytes() -> tuple[int, int]:
 
 
 def info_sections(
-    stats: SidecarStats, store: ServedStats, server: Mapping[str, object], releases: Mapping[str, str], obstacle: str
+    stats: SidecarStats,
+    store: ServedStats,
+    server: Mapping[str, object],
+    releases: Mapping[str, str],
+    obstacle: str,
+    unknown_tables: Collection[str],
 ) -> Sections:
-    """server: version, addresses and the like; releases: name -> state; obstacle: why it is not ready, or empty."""
+    """server: version, addresses and the like; releases: name -> state; obstacle: why it is not ready, or empty;
+    unknown_tables: see `ServedReleases`."""
     resident, anonymous = resident_bytes()
     asked = store.hits + store.misses
     return {
@@ -34,6 +40,7 @@ def info_sections(
             "uptime_in_seconds": int(time.time() - stats.started),
             "ready": int(not obstacle),
             **({"not_ready": obstacle} if obstacle else {}),
+            **({"on_unavailable_unknown_tables": ",".join(sorted(unknown_tables))} if unknown_tables else {}),
         },
         "Clients": {
             "connected_clients": stats.connections,

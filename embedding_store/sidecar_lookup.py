@@ -136,7 +136,7 @@ class Lookups:
 
     def _from_the_start(self, request: LookupRequest, began: float) -> _Answer:
         release, tables = request_names(request)
-        manifest = self._releases.manifest(release)
+        manifest = self._releases.manifest(release, timeout=_left(request, began))
         plan = self._plans.get(request.key) or self._make_plan(request.key, manifest, tables)
         answer = self._prepared(plan, request)
         remainder = self._begin(answer)
@@ -160,9 +160,13 @@ class Lookups:
 
 
 def _finish(answer: _Answer, remainder: Remainder, request: LookupRequest, began: float) -> _Answer:
-    """In what is left of the request's own time, after it waited for a thread."""
+    remainder(_left(request, began))
+    return answer
+
+
+def _left(request: LookupRequest, began: float) -> float | None:
+    """Seconds of the request's own time, after it waited for a thread. Raises StoreUnavailable: none."""
     left = None if request.timeout is None else request.timeout - (time.perf_counter() - began)
     if left is not None and left <= 0:
         raise StoreUnavailable(f"the request's {request.timeout:g} s were over before a thread could take it")
-    remainder(left)
-    return answer
+    return left

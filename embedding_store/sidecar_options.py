@@ -6,6 +6,8 @@ import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from embedding_store.sidecar_tls import ServerTls
+
 Endpoint = tuple[str, int]  # host, port; port 0 takes a free one
 
 SMALLEST_FRAME = 4 << 10  # bytes that --max-frame may be set to
@@ -18,7 +20,7 @@ class SidecarOptions:
     socket: Path | None = None
     socket_mode: int = 0o660
     listen: Endpoint | None = None
-    tls: ssl.SSLContext | None = None  # for `listen`; `sidecar_tls.server_context` makes one
+    tls: ServerTls | None = None  # for `listen`
     metrics: Endpoint | None = None
     password: str | None = field(default=None, repr=False)
     threads: int = 8  # look-ups that may wait for a network at the same time
@@ -38,4 +40,4 @@ class SidecarOptions:
     @property
     def guarded(self) -> bool:
         """Whether who reaches the port needs more than that."""
-        return self.password is not None or (self.tls is not None and self.tls.verify_mode == ssl.CERT_REQUIRED)
+        return self.password is not None or (self.tls is not None and self.tls.context.verify_mode == ssl.CERT_REQUIRED)

@@ -51,6 +51,7 @@ class ServedReleases:
         self._owner = owner_name()
         self._held = True
         self._cold: set[str] = set()  # releases that could not be warmed, as was logged
+        self._unknown: set[str] = set()  # tables of the policy that there are not, as was logged
 
     async def follow(self) -> None:
         """Asks the store every `poll_seconds`, until it is cancelled. 0: never, but pins what is in use."""
@@ -94,6 +95,7 @@ class ServedReleases:
             self.active[model] = release
         self._report(failures)
         await self._forget()
+        self._report_unknown_tables()
         return [release for release in new.values() if release not in failures]
 
     def _report(self, failures: Mapping[str, StoreError]) -> None:
@@ -104,6 +106,24 @@ class ServedReleases:
             if release not in self._cold:
                 _log.warning("%s is not told, for it cannot be warmed: %s", release, error)
         self._cold = set(failures)
+
+    def unknown_tables(self) -> set[str]:
+        """Those that --on-unavailable names and none of `manifests` has: misspelt, or of a release that is still to
+        come. Empty where there is no release yet."""
+        if not self.manifests:
+            return set()
+        return set(self._store.policy_tables).difference(*(manifest.places for manifest in self.manifests.values()))
+
+    def _report_unknown_tables(self) -> None:
+        """Once each, and again where a table was there meanwhile."""
+        unknown = self.unknown_tables()
+        if unknown - self._unknown:
+            there = sorted({table for manifest in self.manifests.values() for table in manifest.places})
+            _log.warning(
+                "--on-unavailable names %s, which no release in use has (%s); their tables are: %s",
+                ", ".join(map(repr, sorted(unknown))), ", ".join(sorted(self.manifests)), ", ".join(there),
+            )  # fmt: skip
+        self._unknown = unknown
 
     async def release_all(self) -> None:
         """The pins end with the process, not a minute later."""
@@ -142,11 +162,13 @@ class ServedReleases:
             return next(iter(self.active.values()))
         return self.active.get(model) if model is not None else None
 
-    def manifest(self, release: str | None, model: str | None = None) -> ReleaseManifest:
-        """As EmbeddingLookup.manifest, and remembers it. May wait for a network where it is not among `manifests`."""
+    def manifest(
+        self, release: str | None, model: str | None = None, *, timeout: float | None = None
+    ) -> ReleaseManifest:
+        """As ServedLookup.manifest, and remembers it. May wait for a network where it is not among `manifests`."""
         if release is not None and release in self.manifests:
             return self.manifests[release]
-        manifest = self._store.manifest(release, model=model)
+        manifest = self._store.manifest(release, model=model, timeout=timeout)
         self.manifests[manifest.name] = manifest  # a release never changes
         return manifest
 

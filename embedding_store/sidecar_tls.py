@@ -20,6 +20,38 @@ def server_context(certificate: Path, key: Path, ca: Path | None = None) -> ssl.
     return context
 
 
+class ServerTls:
+    """TLS of a listener whose files may be replaced while it runs. context: of what was read last; another one after a
+    change, so that no session that began under the authorities before goes on. Raises as `server_context`."""
+
+    def __init__(self, certificate: Path, key: Path, ca: Path | None = None) -> None:
+        self._files = tuple(file for file in (certificate, key, ca) if file is not None)
+        self._seen = self._versions()  # before they are read: a change meanwhile is a change
+        self.context = server_context(*self._files)
+
+    def reload(self) -> bool:
+        """Reads the files where they have changed since this was last called; whether they had. Raises as
+        `server_context`: then the context stays."""
+        versions = self._versions()
+        if versions == self._seen:
+            return False
+        self._seen = versions
+        self.context = server_context(*self._files)
+        return True
+
+    def _versions(self) -> tuple[tuple[int, int, int] | None, ...]:
+        return tuple(map(_version, self._files))
+
+
+def _version(file: Path) -> tuple[int, int, int] | None:
+    """Of what a path leads to at the moment; None where that is nothing."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def client_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
     """Trusts `ca` instead of the system's certificates, where given; the host's name or address is always checked.
     Raises as `server_context`."""

@@ -81,14 +81,23 @@ class EmbeddingStore(EmbeddingLookup):
         self._lock = threading.Lock()
         self._logged = -_LOG_SECONDS
 
-    def manifest(self, release: str | None = None, *, model: str | None = None) -> ReleaseManifest:
-        return self._serving(self._active(model) if release is None else release).view.manifest
+    @property
+    def policy_tables(self) -> frozenset[str]:
+        """Tables that the policy for unavailable rows names."""
+        return frozenset(self._degrade.tables)
+
+    def manifest(
+        self, release: str | None = None, *, model: str | None = None, timeout: float | None = None
+    ) -> ReleaseManifest:
+        """timeout: seconds for reading it; which release is active is asked in the store's own time."""
+        return self._serving(self._active(model) if release is None else release, timeout).view.manifest
 
     def lookup(
         self, release: str, ids: Mapping[str, NDArray[np.int64]], *, timeout: float | None = None
     ) -> LookupReply:
         """See EmbeddingLookup. An id of any value may be asked; the default row of an absent one has status ABSENT."""
-        serving = self._serving(release)
+        began = time.monotonic()
+        serving = self._serving(release, timeout)
         asked = batch_of(serving.view.manifest, ids)
         unique, counts, index = dedupe_tables(asked.ids, asked.counts)
         batch = IdBatch(asked.tables, counts, unique)
@@ -97,7 +106,7 @@ class EmbeddingStore(EmbeddingLookup):
         misses = self.begin(release, batch, out, starts, status)
         serving.counts.asked(asked, batch, index, None if misses is None else misses.positions)
         if misses is not None:
-            self.finish(misses, timeout=timeout)
+            self.finish(misses, timeout=None if timeout is None else max(0.0, timeout - (time.monotonic() - began)))
         tables, first, first_asked = {}, 0, 0
         for k, (name, wanted) in enumerate(ids.items()):
             last, width = first + int(counts[k]), serving.view.widths[asked.tables[k]]
@@ -205,11 +214,11 @@ class EmbeddingStore(EmbeddingLookup):
     def close(self) -> None:
         self.backend.close()
 
-    def _serving(self, release: str) -> _Served:
+    def _serving(self, release: str, timeout: float | None = None) -> _Served:
         known = self._served.get(release)
         if known is not None:
             return known
-        manifest = self.backend.manifest(release)  # a release never changes, so one reading lasts
+        manifest = self.backend.manifest(release, timeout=timeout)  # a release never changes, so one reading lasts
         with self._lock:
             known = self._served.get(release)
             if known is None:

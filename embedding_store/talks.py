@@ -30,6 +30,19 @@ def ready(descriptor: int, events: int, limit: float) -> Talk[int]:
     return came
 
 
+def run(talk: Talk[T]) -> T:
+    """Its result; for a talk that is the only one of a call."""
+    results: list[T] = []
+
+    def keep() -> Talk[None]:
+        results.append((yield from talk))
+
+    talks = Talks()
+    talks.start(keep())
+    talks.run()
+    return results[0]
+
+
 def pause(seconds: float, limit: float) -> Talk[None]:
     """Raises TimeoutError where the pause would not end before the limit."""
     until = time.monotonic() + seconds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,7 +11,9 @@ from embedding_store.backend import Backend
 from embedding_store.batch import IdBatch
 from embedding_store.cache_owners import CachedTables
 from embedding_store.hot_cache import HotCache
-from embedding_store.release import ReleaseManifest
+from embedding_store.release import ReleaseManifest, TableInfo
+
+_log = logging.getLogger(__name__)
 
 _CHUNK = 8192  # ids per fetch
 
@@ -17,10 +21,11 @@ _CHUNK = 8192  # ids per fetch
 def warm(backend: Backend, cache: HotCache, manifest: ReleaseManifest, cached: CachedTables) -> dict[str, int]:
     """Hottest first and the tables in turn, until the hot lists end or the budget was offered once over.
 
-    Returns the rows fetched per table. Raises UnknownRelease, StoreUnavailable.
+    A list that was lost costs misses and nothing else: it is logged. Returns the rows fetched per table. Raises
+    UnknownRelease, StoreUnavailable, InvalidRelease.
     """
     loaded = dict.fromkeys(manifest.places, 0)
-    hot = {name: backend.hot_ids(manifest.name, name) for name in manifest.places}
+    hot = {table.name: _hot_ids(backend, manifest, table) for table in manifest.tables}
     room = cache.budget
     start = 0
     while room > 0 and any(len(ids) > start for ids in hot.values()):
@@ -32,6 +37,17 @@ def warm(backend: Backend, cache: HotCache, manifest: ReleaseManifest, cached: C
                 room -= len(chunk) * table.row_bytes
         start += _CHUNK
     return loaded
+
+
+def _hot_ids(backend: Backend, manifest: ReleaseManifest, table: TableInfo) -> NDArray[np.int64]:
+    ids = backend.hot_ids(manifest.name, table.name)
+    if table.hot_ids and not len(ids):
+        _log.warning(
+            "%s has lost the hot list of %s's table %r, of %d ids (evicted or deleted?): its cache starts cold; "
+            "`torchrank verify BUNDLE --store URL --mend` writes it again",
+            backend.address, manifest.name, table.name, table.hot_ids,
+        )  # fmt: skip
+    return ids
 
 
 def _load(

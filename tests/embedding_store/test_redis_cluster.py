@@ -193,6 +193,50 @@ def test_a_silent_node_takes_no_rows_of_others_with_it(cluster: RedisCluster, bu
         time.sleep(0.02)
 
 
+def test_a_release_that_was_never_read_is_read_within_the_timeout(
+    cluster: RedisCluster, bundle: Bundle, backend: Backend
+) -> None:
+    """Where the master with the releases' keys is silent. Its replica is too, so that none takes over."""
+    slot = key_slot(b"{torchrank}:releases")
+    number = next(number for number in range(cluster.masters) if slot in cluster.slots_of(number))
+    for node in (number, cluster.masters + number):
+        cluster.nodes[node].pause()
+    with open_backend(cluster.url) as other:
+        silent = rf"redis://127\.0\.0\.1:{cluster.nodes[number].port}/0 did not answer within 0\.\d+ s"
+        with pytest.raises(StoreUnavailable, match=silent):
+            other.manifest(bundle.name, timeout=0.5)
+        for node in (number, cluster.masters + number):
+            cluster.nodes[node].resume()
+        assert other.manifest(bundle.name, timeout=10) == bundle.manifest
+
+
+def test_a_release_s_record_moves_while_it_is_read(cluster: RedisCluster, bundle: Bundle, backend: Backend) -> None:
+    slot = key_slot(b"{torchrank}:releases")
+    source = next(number for number in range(cluster.masters) if slot in cluster.slots_of(number))
+    target = (source + 1) % cluster.masters
+    stop = threading.Event()
+    found: list[object] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            backend.forget(bundle.name)
+            found.append(backend.manifest(bundle.name, timeout=10))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for _ in range(3):
+            move_slot(cluster, slot, source, target)
+            move_slot(cluster, slot, target, source)
+    finally:
+        stop.set()
+        reader.join()
+    assert len(found) > 10
+    assert all(manifest == bundle.manifest for manifest in found)
+    with cluster.client(target) as client:
+        assert client.info("commandstats")["cmdstat_asking"]["calls"] > 0
+
+
 def test_replicas_are_read_and_their_gaps_filled_by_masters(cluster: RedisCluster, bundle: Bundle) -> None:
     with open_backend(
         f"{cluster.url}&replicas=yes" if "?" in cluster.url else f"{cluster.url}?replicas=yes"

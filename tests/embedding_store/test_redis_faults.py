@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 import redis
 
 from embedding_store.backend import namespace
-from embedding_store.errors import StoreUnavailable
+from embedding_store.errors import StoreUnavailable, UnknownRelease
 from embedding_store.open import open_backend, open_store
 from embedding_store.publish import publish
 from embedding_store.redis_url import PASSWORD_VARIABLE, parse_redis_url
+from embedding_store.release import ReleaseManifest
 from embedding_store.releases import activate
 from tests.embedding_store.bundles import Bundle, TestTable, fetch, make_bundle
 from tests.redis_server import RedisServer
@@ -77,6 +79,45 @@ def test_the_timeout_reaches_the_socket(redis_server: RedisServer, bundle: Bundl
             store.manifest(model="demo")
         redis_server.resume()
         assert (store.lookup(bundle.name, IDS).tables["item"].status == 0).all()
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+@pytest.mark.parametrize("how", ["stopped", "CLIENT PAUSE"])
+def test_a_release_that_was_never_read_is_read_within_the_timeout(
+    redis_server: RedisServer, bundle: Bundle, how: str, tcp: bool
+) -> None:
+    url = f"{redis_server.tcp_url if tcp else redis_server.url}{'' if tcp else '?timeout=3'}"
+    with open_backend(url) as backend, redis_server.client() as client:
+        publish(bundle.folder, backend)
+        if how == "stopped":
+            redis_server.pause()
+        else:
+            client.execute_command("CLIENT", "PAUSE", "1000", "ALL")
+        with open_store(url) as store:
+            with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.0[45]\d* s"):
+                store.lookup(bundle.name, IDS, timeout=0.05)
+            redis_server.resume()
+            assert (store.lookup(bundle.name, IDS, timeout=10).tables["item"].status == 0).all()
+            with pytest.raises(UnknownRelease, match=r"no release 'demo@9' in redis.*; it has: demo@1$"):
+                store.lookup("demo@9", IDS, timeout=10)
+
+
+def test_what_a_reading_of_the_release_took_is_missing_from_the_look_up_s_time(
+    redis_server: RedisServer, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(redis_server.url) as store:
+        publish(bundle.folder, store.backend)
+        whole, given = store.backend.manifest, []
+
+        def slow(release: str, *, timeout: float | None = None) -> ReleaseManifest:
+            given.append(timeout)
+            time.sleep(0.3)
+            return whole(release, timeout=timeout)
+
+        monkeypatch.setattr(store.backend, "manifest", slow)
+        with pytest.raises(StoreUnavailable, match=r"no time was left to ask|not fetched within 0 s"):
+            store.lookup(bundle.name, IDS, timeout=0.25)
+        assert given == [0.25]
 
 
 def test_a_full_server_refuses_the_release_and_keeps_the_active_one(tmp_path: Path) -> None:

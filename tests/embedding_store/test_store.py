@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 
 from embedding_store.batch import IdBatch
 from embedding_store.codec import decode
-from embedding_store.errors import UnknownRelease, UnknownTable
+from embedding_store.errors import InvalidRelease, UnknownRelease, UnknownTable
 from embedding_store.lookup import ABSENT, FOUND
 from embedding_store.open import open_store
 from embedding_store.publish import publish
 from embedding_store.releases import activate, rollback
 from embedding_store.store import EmbeddingStore
 from tests.embedding_store.bundles import Bundle, make_bundle
+from tests.embedding_store.damage import damager
 from tests.redis_server import RedisServer
 
 
@@ -106,6 +108,37 @@ def test_a_warmed_table_answers_its_hot_ids_without_the_backend(url: str, bundle
         check(store, bundle, bundle.hot)
         stats = store.stats()
         assert (stats.total("hits"), stats.total("misses")) == (sum(loaded.values()), 0)
+
+
+def test_a_lost_hot_list_is_told_and_the_release_served(
+    url: str, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_store(url, cache_bytes=10_000_000) as store, caplog.at_level(logging.WARNING):
+        publish(bundle.folder, store.backend)
+        store.warm(bundle.name)
+        assert not caplog.records
+        damager(store.backend, bundle.name).lose_hot("item")
+        store.forget(bundle.name)
+        loaded = store.warm(bundle.name)
+        assert loaded == {name: len(ids) for name, ids in bundle.hot.items()} | {"item": 0}
+        check(store, bundle, bundle.hot)
+        [record] = caplog.records
+        count = len(bundle.hot["item"])
+        assert record.getMessage() == (
+            f"{store.backend.address} has lost the hot list of demo@1's table 'item', of {count} ids (evicted or "
+            "deleted?): its cache starts cold; `torchrank verify BUNDLE --store URL --mend` writes it again"
+        )
+
+
+def test_a_hot_list_of_another_length_is_damage(tmp_path: Path, bundle: Bundle) -> None:
+    with open_store(f"memmap://{tmp_path / 'store'}", cache_bytes=10_000_000) as store:
+        publish(bundle.folder, store.backend)
+        path = tmp_path / "store" / "releases" / bundle.name / "tables" / "item.hot"
+        path.write_bytes(path.read_bytes()[:-5])
+        with pytest.raises(
+            InvalidRelease, match=rf"the hot list of demo@1's table 'item' has {path.stat().st_size} bytes"
+        ):
+            store.warm(bundle.name)
 
 
 def test_absent_ids_are_counted_and_remembered(url: str, bundle: Bundle) -> None:

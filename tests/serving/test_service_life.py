@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from export.bundle import read_manifest
 from tests.serving.bundle_factory import TinyModel, blank_request, build_bundle, publish_bundle, random_request
 from tests.serving.running import Service, command_line, running_service, running_sidecar
 from tests.serving.test_service_rank import check_answer, check_error
@@ -111,6 +112,15 @@ def test_an_unpublished_bundle(tmp_path: Path, store_url: str, model: TinyModel)
     result = failing(command)
     assert result.returncode == 1
     assert f"publish it with: torchrank publish {other.folder} --store" in result.stderr
+
+
+def test_a_policy_for_a_table_that_the_bundle_has_not(model: TinyModel, store_url: str) -> None:
+    policy = ("--on-unavailable", "cache,default", "--on-unavailable", "itm=cache,previous,default")
+    result = failing(command_line("serve", model.folder, "--store", store_url, *policy))
+    assert result.returncode == 1
+    tables = ", ".join(sorted(table.name for table in read_manifest(model.folder).tables))
+    message = f"--on-unavailable itm=cache,previous,default: tiny@1 has no table 'itm'; it has: {tables}"
+    assert result.stderr == f"Error: {message}\n"
 
 
 @pytest.mark.parametrize("given", [[], ["--sidecar", "a", "--store", "memmap://b"]], ids=["none", "both"])

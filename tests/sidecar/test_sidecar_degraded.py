@@ -67,6 +67,18 @@ def _is_whole(client, release, ids: dict[str, np.ndarray]) -> bool:  # type: ign
     return True
 
 
+def test_a_misspelt_table_is_told_in_log_and_info(start) -> None:  # type: ignore[no-untyped-def]
+    process = start("--on-unavailable", "itm=cache,default", "--on-unavailable", "user=cache,default")
+    assert process.client().info()["on_unavailable_unknown_tables"] == "itm"
+    warning = (
+        "--on-unavailable names 'itm', which no release in use has (feed@v1); their tables are: category, item, user"
+    )
+    assert warning in process.stop()[1]
+    right = start("--on-unavailable", "item=cache,default")
+    assert "on_unavailable_unknown_tables" not in right.client().info()
+    assert "--on-unavailable" not in right.stop()[1]
+
+
 def test_an_id_that_does_not_exist_is_not_degraded(start, redis_store, release) -> None:  # type: ignore[no-untyped-def]
     client = start("--on-unavailable", "cache,default", url=redis_store.url).client()
     cold = int(np.setdiff1d(np.arange(5000), release.hot["item"])[0])
@@ -76,6 +88,24 @@ def test_an_id_that_does_not_exist_is_not_degraded(start, redis_store, release) 
     finally:
         redis_store.resume()
     np.testing.assert_array_equal(table.status, [ABSENT, UNAVAILABLE])
+
+
+def test_a_release_that_was_never_read_is_read_within_the_look_up_s_time(start, redis_store) -> None:  # type: ignore[no-untyped-def]
+    process = start("--poll-seconds", "0", url=redis_store.url)
+    with open_backend(redis_store.url) as backend:
+        put(backend, make_release("v2", 5))
+    request = resp.command(b"TR.LOOKUP", encode_request("feed@v2", {"item": np.arange(10)}, 0.2))
+    with connect(process.socket) as asking:
+        redis_store.pause()
+        try:
+            asking.sendall(request)
+            answer = asking.recv(1000)
+        finally:
+            redis_store.resume()
+        assert answer.startswith(b"-UNAVAILABLE ")
+        assert b"did not answer within 0." in answer
+        asking.sendall(request)
+        assert asking.recv(100).startswith(b"$")
 
 
 def test_a_known_release_is_told_while_every_thread_waits_for_the_store(start, redis_store, release) -> None:  # type: ignore[no-untyped-def]

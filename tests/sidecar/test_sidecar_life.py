@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from embedding_store.errors import StoreUnavailable
 from embedding_store.protocol import encode_request
 from embedding_store.sidecar_socket import UnixListener, listen_tcp, tcp_address
 from tests.sidecar.raw_socket import connect, read_all
+from tests.sidecar.test_sidecar_client import until
 from torchrank.cli import cli
 
 REQUEST = encode_request("feed@v1", {"category": np.arange(5)})
@@ -245,3 +249,50 @@ def test_sigterm_with_a_look_up_in_a_thread(start, redis_store, release) -> None
         timer.join()
     assert process.wait() == (0, "")
     assert not process.socket.exists()
+
+
+HUNG_SECONDS = 15  # within which it ends; what waits for the store below would take a minute
+
+
+@pytest.mark.parametrize("poll_seconds", ["0", "0.05"])
+def test_a_store_that_hangs_does_not_hold_up_the_end(start, redis_store, release, poll_seconds: str) -> None:  # type: ignore[no-untyped-def]
+    """Look-ups of a minute, one that ends in time, a list of releases, and whatever runs in the background."""
+    process = start("--drain-seconds", "2", "--poll-seconds", poll_seconds, url=f"{redis_store.url}?timeout=60")
+    cold = np.setdiff1d(np.arange(5000), release.hot["item"])[:2]
+    with ExitStack() as sockets:
+        long, short, listing = (sockets.enter_context(connect(process.socket)) for _ in range(3))
+        redis_store.pause()
+        try:
+            long.sendall(resp.command(b"TR.LOOKUP", encode_request("feed@v1", {"item": cold[:1]}, 60.0)))
+            listing.sendall(resp.command(b"TR.RELEASES"))
+            client = process.client()
+            until(lambda: client.info()["lookups_waiting"] == "1", "the look-up waits")
+            short.sendall(resp.command(b"TR.LOOKUP", encode_request("feed@v1", {"item": cold[1:]}, 0.5)))
+            until(lambda: client.info()["lookups_waiting"] == "2", "the other one too")
+            process.process.send_signal(signal.SIGTERM)
+            assert short.recv(1000).startswith(b"-UNAVAILABLE ")
+            assert process.process.wait(HUNG_SECONDS) == 0
+        finally:
+            redis_store.resume()
+    code, errors = process.wait()
+    assert code == 0
+    assert "2 connections were still busy after 2 s" in errors
+    assert "threads still wait for the store; they are not waited for" in errors
+    assert not process.socket.exists()
+
+
+def test_a_store_that_hangs_while_it_is_warmed_from_does_not_hold_up_the_end(  # type: ignore[no-untyped-def]
+    redis_store, socket_folder: Path
+) -> None:
+    command = [sys.executable, "-m", "torchrank.cli", "sidecar", "--store", f"{redis_store.url}?timeout=60"]
+    command += ["--socket", str(socket_folder / "s.sock"), "--metrics", "127.0.0.1:0"]
+    redis_store.pause()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert "metrics: http://" in process.stderr.readline()  # by then it heeds signals, and begins to warm
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(HUNG_SECONDS) == 0
+        finally:
+            process.kill()
+            redis_store.resume()

@@ -13,6 +13,7 @@ import pytest
 
 from embedding_store import sidecar_releases
 from embedding_store.backend import Backend
+from embedding_store.degrade import parse_policy
 from embedding_store.errors import UnknownRelease
 from embedding_store.gc import collect
 from embedding_store.open import open_backend, open_store
@@ -124,6 +125,31 @@ def test_without_the_right_to_pin_it_says_so_once(
     assert [record.getMessage() for record in caplog.records] == [
         "releases in use are not pinned, torchrank gc may remove them: no right to write"
     ]
+
+
+def test_a_table_of_the_policy_that_no_release_has_is_told(
+    url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, and as long as it is so in INFO; a release to come may have it."""
+    degrade = parse_policy(["itm=default", "item=default", "user=default", "previous,error"])
+    with open_store(url, degrade=degrade) as store, ThreadPoolExecutor(1) as threads:
+        releases = ServedReleases(ServedStore(store), threads)
+        store.backend.create()
+        with caplog.at_level(logging.WARNING):
+            run(releases.move)
+            assert releases.unknown_tables() == set()  # there is nothing to compare it with
+            release(store.backend, tmp_path, "1")
+            run(releases.move)
+            run(releases.move)
+            assert releases.unknown_tables() == {"itm", "user"}
+            other = TestTable("user", "fp32", rows=10, dim=4)
+            publish(make_bundle(tmp_path / "2", 2, version="2", tables=(*TABLES, other)).folder, store.backend)
+            activate(store.backend, "demo@2")
+            run(releases.move)
+        assert releases.unknown_tables() == {"itm"}
+        assert [record.getMessage() for record in caplog.records] == [
+            "--on-unavailable names 'itm', 'user', which no release in use has (demo@1); their tables are: item"
+        ]
 
 
 def test_who_looks_for_no_new_releases_pins_all_the_same(

@@ -20,7 +20,7 @@ from embedding_store.errors import InvalidStoreURL, StoreUnavailable
 from tests.redis_server import free_port
 from tests.sidecar.certificates import Authority
 from tests.sidecar.raw_socket import read_all
-from tests.sidecar.test_sidecar_client import check
+from tests.sidecar.test_sidecar_client import check, until
 from torchrank.cli import cli
 
 
@@ -171,3 +171,112 @@ def test_kept_connections_are_replaced_after_a_restart(  # type: ignore[no-untyp
         process.stop(number)
         start(*options)
         check(client, release, {"item": np.arange(5000)})
+
+
+class Rotated:
+    """Files of a sidecar's listener that are replaced while it runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.certificate, self.key, self.ca = folder / "its.pem", folder / "its.key", folder / "its-ca.pem"
+
+    def replace(self, authority: Authority, name: str = "server") -> None:
+        """One after the other, as most tools do it."""
+        for source, target in zip(authority.issue(name), (self.certificate, self.key), strict=True):
+            target.write_bytes(source.read_bytes())
+
+    @property
+    def options(self) -> list[str]:
+        return ["--listen", "127.0.0.1:0", "--tls-cert", str(self.certificate), "--tls-key", str(self.key)]
+
+
+def answers(address: str) -> bool:
+    with SidecarClient(address, timeout=5) as client:
+        try:
+            client.ping()
+        except StoreUnavailable:
+            return False
+        return True
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])  # without a name in the greeting, and with one
+def test_a_new_certificate_is_for_new_connections(start, authority, tmp_path: Path, host: str) -> None:  # type: ignore[no-untyped-def]
+    files, other = Rotated(tmp_path), Authority(tmp_path / "other")
+    names = "IP:127.0.0.1,DNS:localhost"
+    for source, target in zip(authority.issue("first", names=names), (files.certificate, files.key), strict=True):
+        target.write_bytes(source.read_bytes())
+    process = start(*files.options, "--poll-seconds", "0.05")
+    before, after = (f"tls://{host}:{process.tcp_port}?ca_file={one.ca}" for one in (authority, other))
+    assert (answers(before), answers(after)) == (True, False)
+    with SidecarClient(before, connections=1) as kept:
+        kept.ping()
+        for source, target in zip(other.issue("second", names=names), (files.certificate, files.key), strict=True):
+            target.write_bytes(source.read_bytes())
+        until(lambda: answers(after), "the new certificate is shown")
+        assert not answers(before)
+        kept.ping()  # on the connection that it has
+    assert process.stop()[0] == 0
+
+
+def test_files_that_are_of_no_use_are_told_and_left(start, authority, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    files = Rotated(tmp_path)
+    files.replace(authority)
+    process = start(*files.options, "--poll-seconds", "0.05")
+    address = f"tls://127.0.0.1:{process.tcp_port}?ca_file={authority.ca}"
+    told = []
+
+    def read_until(text: str) -> None:
+        while text not in "".join(told[-1:]):
+            told.append(process.process.stderr.readline())
+            assert told[-1]
+
+    files.certificate.write_text("nothing of use")
+    read_until(f"cannot be used, those before stay in use: {files.certificate} and {files.key} are no PEM")
+    assert answers(address)
+    files.key.unlink()
+    read_until("cannot be used, those before stay in use: [Errno 2] No such file or directory")
+    assert answers(address)
+    files.replace(authority, "another")
+    read_until("new connections get the TLS certificate that was read just now")
+    assert answers(address)
+
+
+def test_new_authorities_are_for_new_connections(start, authority, server_options, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    files, other = Rotated(tmp_path), Authority(tmp_path / "other")
+    files.ca.write_bytes(authority.ca.read_bytes())
+    process = start(*server_options, "--tls-ca", str(files.ca), "--poll-seconds", "0.05")
+    old, new = (
+        f"tls://127.0.0.1:{process.tcp_port}?ca_file={authority.ca}&cert_file={certificate}&key_file={key}"
+        for certificate, key in (authority.issue("client"), other.issue("client"))
+    )
+    assert (answers(old), answers(new)) == (True, False)
+    files.ca.write_bytes(other.ca.read_bytes())
+    until(lambda: answers(new), "the new authority is trusted")
+    assert not answers(old)
+
+
+def test_no_session_outlives_the_authority_that_began_it(start, authority, server_options, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """A client that goes on with a session is not asked for its certificate again."""
+    files, other = Rotated(tmp_path), Authority(tmp_path / "other")
+    files.ca.write_bytes(authority.ca.read_bytes())
+    process = start(*server_options, "--tls-ca", str(files.ca), "--poll-seconds", "0.05")
+    context = ssl.create_default_context(cafile=authority.ca)
+    context.load_cert_chain(*authority.issue("client"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # of the later one, alerts come after the greeting
+
+    def greet(session: ssl.SSLSession | None) -> ssl.SSLSession | None:
+        with (
+            socket.create_connection(("127.0.0.1", process.tcp_port), 20) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as raw,
+        ):
+            raw.sendall(resp.command(b"PING"))
+            assert raw.recv(100) == b"+PONG\r\n"
+            assert raw.session_reused == (session is not None)
+            return raw.session
+
+    session = greet(None)
+    greet(session)
+    files.ca.write_bytes(other.ca.read_bytes())
+    new = "&".join(f"{kind}_file={file}" for kind, file in zip(("cert", "key"), other.issue("client"), strict=True))
+    until(lambda: answers(f"tls://127.0.0.1:{process.tcp_port}?ca_file={authority.ca}&{new}"), "the new authority")
+    with pytest.raises(OSError):  # noqa: PT011  # an alert or the connection's end, as it comes
+        greet(session)

@@ -10,7 +10,7 @@ import click
 from torchrank.commands.store import store_option
 
 if TYPE_CHECKING:
-    import ssl
+    from embedding_store.sidecar_tls import ServerTls
 
 
 _FILE = click.Path(path_type=Path)
@@ -82,6 +82,7 @@ def sidecar(
     """
     import functools
     import logging
+    import os
 
     from embedding_store.byte_sizes import parse_size
     from embedding_store.degrade import parse_policy
@@ -112,19 +113,22 @@ def sidecar(
     )
     degrade = parse_policy(on_unavailable, max_default_share)
     with ServedStore(open_store(store, cache_bytes=parse_size(cache_size), degrade=degrade)) as served:
-        run_sidecar(served, options, functools.partial(print, flush=True))
+        left = run_sidecar(served, options, functools.partial(print, flush=True))
+    if left:  # the interpreter would wait for them, as long as the store's time-outs last
+        logging.shutdown()
+        os._exit(0)
 
 
-def _tls(listen: str | None, certificate: Path | None, key: Path | None, ca: Path | None) -> ssl.SSLContext | None:
+def _tls(listen: str | None, certificate: Path | None, key: Path | None, ca: Path | None) -> ServerTls | None:
     if certificate is None and key is None and ca is None:
         return None
     if listen is None:
         raise click.UsageError("--tls-cert, --tls-key and --tls-ca are for --listen HOST:PORT, which is not given")
     if certificate is None or key is None:
         raise click.UsageError("TLS needs both --tls-cert FILE and --tls-key FILE")
-    from embedding_store.sidecar_tls import server_context
+    from embedding_store.sidecar_tls import ServerTls
 
-    return server_context(certificate, key, ca)
+    return ServerTls(certificate, key, ca)
 
 
 def _octal(text: str) -> int:

@@ -15,7 +15,7 @@ from embedding_store.holding import Hold
 from embedding_store.lookup import EmbeddingLookup
 from embedding_store.open import open_store
 from embedding_store.store import EmbeddingStore
-from export.bundle import read_golden
+from export.bundle import read_golden, read_manifest
 from export.session import Scorer
 from torchrank.features.transform import FeatureTransform
 from torchrank.serving import server
@@ -49,6 +49,8 @@ class Options:
 
 def launch(options: Options, announce: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT; `announce` gets the line that says where."""
+    manifest = read_manifest(options.bundle)
+    options.degrade.check(manifest.release, (table.name for table in manifest.tables))
     with ExitStack() as resources:
         lookup = resources.enter_context(_open_lookup(options))
         scorer = Scorer(options.bundle, lookup, variant=options.variant, threads=options.threads, spin=options.spin)
