@@ -26,10 +26,10 @@ from export.optimize import check_pass_names, optimize
 from export.output_folder import bundle_folder
 from export.parity import check_parity, golden_difference
 from export.passes import PASSES, GraphPass
+from export.precisions import AUC_GATE, Made, NoVariant, VariantMaker
 from export.report import write_report
 from export.table_pages import write_table
 from export.validation import assembler_of, golden_feeds, validation_rows
-from export.variants import AUC_GATE, Made, NoVariant, VariantMaker
 from torchrank.data.loader import Loader
 from torchrank.data.source import Source
 from torchrank.features.schema import FeatureSchema

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.metrics import roc_auc_score
 
-import export.variants
+import export.precisions
 from export.build import ExportOptions, export_run
 from export.bundle import Manifest, read_manifest, sha256
 from export.bundle_lookup import BundleLookup
 from export.example_inputs import in_memory
 from export.int8 import matrix_layers, to_int8
+from export.precisions import AUC_GATE, NoVariant, VariantMaker
 from export.session import Scorer
 from export.validation import Rows
-from export.variants import AUC_GATE, NoVariant, VariantMaker
 from torchrank.features.transform import FeatureTransform
 from torchrank.training.quiet import quiet_libraries
 from torchrank.training.run import Run
@@ -98,7 +98,7 @@ def test_the_manifest_says_what_each_variant_is(exported: tuple[Path, Manifest])
 def test_a_variant_over_its_gate_is_not_written_and_the_manifest_says_so(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export.variants, "AUC_GATE", {"fp16": 0.0, "int8": 1.0})
+    monkeypatch.setattr(export.precisions, "AUC_GATE", {"fp16": 0.0, "int8": 1.0})
     told: list[str] = []
     manifest = export_tiny(tiny_run, tmp_path / "bundle", told)
     assert [variant.name for variant in manifest.variants] == ["fp32", "int8"]
@@ -179,12 +179,12 @@ def test_int8_gives_back_the_layer_that_spoils_the_scores_and_only_that(seed: in
 def test_int8_where_no_layer_keeps_the_gate_or_none_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     model, values = two_layers(1)
     validation, golden = rows_of(model, values, 1)
-    monkeypatch.setattr(export.variants, "AUC_GATE", {"int8": 0.0})
+    monkeypatch.setattr(export.precisions, "AUC_GATE", {"int8": 0.0})
     made = VariantMaker(model, validation, golden, tolerance=lambda name: 0.05).make("int8")
     assert made.misfit is not None
     assert made.misfit.endswith("the gate is 0, and no choice of fewer layers keeps the gates")
     assert made.fp32_nodes == ()
-    monkeypatch.setattr(export.variants, "worth_quantizing", lambda shape: False)
+    monkeypatch.setattr(export.precisions, "worth_quantizing", lambda shape: False)
     with pytest.raises(NoVariant, match="no matrix of the graph is large enough to gain by it"):
         VariantMaker(model, validation, golden, tolerance=lambda name: 0.05).make("int8")
 
