@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from export.bundle import PassReport
 from export.flops import count_flops
+from export.fp16 import to_fp16
 from export.graph import DenseGraph, export_graph
+from export.int8 import matrix_layers, to_int8, worth_quantizing
 from export.optimize import optimize
 from scripts.bench.export_models import as_tensors
 from scripts.bench.export_sessions import Feed, Scores, Side
@@ -50,28 +49,10 @@ def write_graphs(model: RankModel, schema: FeatureSchema, folder: Path) -> Graph
     export_graph(model, schema, files["exporter"])
     proto, reports = optimize(onnx.load(files["exporter"]), tell=print)
     onnx.save(proto, files["fp32"])
-    _write_fp16(files["fp32"], files["fp16"])
-    _write_int8(files["fp32"], files["int8"])
+    onnx.save(to_fp16(proto), files["fp16"])
+    layers = [name for name, shape in matrix_layers(proto).items() if worth_quantizing(shape)]
+    onnx.save(to_int8(proto, layers), files["int8"])
     return Graphs(files, reports)
-
-
-def _write_fp16(source: Path, target: Path) -> None:
-    writer = _precision("fp16") or importlib.import_module("export.graph")
-    writer.write_fp16(source, target)
-
-
-def _write_int8(source: Path, target: Path) -> None:
-    """By export.int8 where it is there, else by ONNX Runtime's dynamic quantisation alone, which first makes MatMuls
-    of Gemms."""
-    if writer := _precision("int8"):
-        writer.write_int8(source, target)
-    else:
-        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
-
-
-def _precision(name: str) -> Any:
-    found = importlib.util.find_spec(f"export.{name}")
-    return importlib.import_module(f"export.{name}") if found else None
 
 
 def in_torch(model: RankModel, schema: FeatureSchema, feed: Feed, *, compiled: bool) -> dict[str, Side | str]:
