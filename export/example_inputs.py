@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 Feed = dict[str, NDArray[np.generic]]
 
+_DEVIATION = 0.1
+
 
 def random_feed(inputs: Iterable[ort.NodeArg], *, users: int, candidates: int, seed: int) -> Feed:
     """A feed of the inputs of a session (`session.get_inputs()`): U = `users`, N = `candidates`.
 
-    Floats are normal, padding of sequences is zeros, as the store fills it; lengths go from 0 to the limit, and
-    candidates of a user are neighbours.
+    Floats are normal and as small as embeddings are, padding of sequences is zeros, as the store fills it; lengths go
+    from 0 to the limit, and candidates of a user are neighbours.
     """
     rng = np.random.default_rng(seed)
     nodes = {node.name: node for node in inputs}
@@ -28,7 +30,7 @@ def random_feed(inputs: Iterable[ort.NodeArg], *, users: int, candidates: int, s
             feed[name] = np.sort(rng.integers(0, users, candidates))
         elif not name.endswith(".length"):
             kind = np.float16 if node.type == "tensor(float16)" else np.float32
-            feed[name] = rng.standard_normal(shape, np.float32).astype(kind)
+            feed[name] = (_DEVIATION * rng.standard_normal(shape, np.float32)).astype(kind)
     for name, node in nodes.items():
         if name.endswith(".length"):
             keys = feed.get(name.removesuffix(".length"))

@@ -37,28 +37,30 @@ def optimize(
     if unknown:
         names = ", ".join(graph_pass.name for graph_pass in passes)
         raise ValueError(f"there is no graph pass {unknown[0]!r}; there are: {names}")
-    reports = []
     proof = _Proof(model)
+    steps = []  # of each pass: the graphs before and after it, its rewrites, why it was left out
     for graph_pass in passes:
-        before = proof
-        reason: str | None = "switched off"
-        rewrites = 0
+        before, rewrites = proof, 0
+        left_out: str | None = "switched off"
         if graph_pass.name not in without:
-            reason, rewrites, proof = _try(graph_pass, before)
-            if reason:
-                tell(f"pass {graph_pass.name} is left out: {reason}")
-        reports.append(
-            PassReport(
-                name=graph_pass.name,
-                rewrites=rewrites,
-                nodes=(before.nodes, proof.nodes),
-                flops=(before.flops, proof.flops),
-                latency_ms=(before.latency_ms, proof.latency_ms),
-                max_abs_diff=proof.difference(before) if rewrites else 0.0,
-                left_out=reason,
-            )
-        )
-    return proof.model, tuple(reports)
+            left_out, rewrites, proof = _try(graph_pass, before)
+            if left_out:
+                tell(f"pass {graph_pass.name} is left out: {left_out}")
+        steps.append((graph_pass.name, before, proof, rewrites, left_out))
+    _time([before for _, before, _, _, _ in steps] + [proof])
+    return proof.model, tuple(_report(*step) for step in steps)
+
+
+def _report(name: str, before: _Proof, after: _Proof, rewrites: int, left_out: str | None) -> PassReport:
+    return PassReport(
+        name=name,
+        rewrites=rewrites,
+        nodes=(before.nodes, after.nodes),
+        flops=(before.flops, after.flops),
+        latency_ms=(before.latency_ms, after.latency_ms),
+        max_abs_diff=after.difference(before),
+        left_out=left_out,
+    )
 
 
 class _Proof:
@@ -78,7 +80,7 @@ class _Proof:
         self.outputs = [self._run(feed) for feed in feeds]
         self.nodes = len(model.graph.node)
         self.flops = count_flops(model, **TYPICAL)
-        self.latency_ms = self._time()
+        self.latency_ms = 0.0  # until `_time`
 
     def difference(self, other: _Proof) -> float:
         """The largest between their outputs; infinite where one has a NaN, or another shape."""
@@ -91,18 +93,25 @@ class _Proof:
                 largest = max(largest, float(apart) if np.isfinite(apart) else float("inf"))
         return largest
 
+    def run_typical(self) -> None:
+        self._run(self.feeds[-1])
+
     def _run(self, feed: Feed) -> list[np.ndarray]:
         outputs: list[np.ndarray] = self._session.run(None, {name: feed[name] for name in self._inputs})
         return outputs
 
-    def _time(self) -> float:
-        """Median, in ms, of the last feed."""
-        seconds = []
-        for _ in range(_TIMED_RUNS):
+
+def _time(proofs: Sequence[_Proof]) -> None:
+    """Median latency of each, in turns, so that whatever else the machine does meets all alike."""
+    distinct = list(dict.fromkeys(proofs))
+    seconds: list[list[float]] = [[] for _ in distinct]
+    for _ in range(_TIMED_RUNS):
+        for proof, taken in zip(distinct, seconds, strict=True):
             began = time.perf_counter()
-            self._run(self.feeds[-1])
-            seconds.append(time.perf_counter() - began)
-        return float(np.median(seconds) * 1e3)
+            proof.run_typical()
+            taken.append(time.perf_counter() - began)
+    for proof, taken in zip(distinct, seconds, strict=True):
+        proof.latency_ms = float(np.median(taken) * 1e3)
 
 
 def _try(graph_pass: GraphPass, before: _Proof) -> tuple[str | None, int, _Proof]:

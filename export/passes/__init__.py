@@ -12,10 +12,24 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from export.passes.duplicates import remove_duplicates
+from export.passes.flat_products import flatten_products
+from export.passes.fold import fold
+from export.passes.horizontal import fuse_products
+from export.passes.target_attention import split_target_attention
+from export.passes.user_rows import split_user_rows
+
 
 class GraphPass(NamedTuple):
     name: str  # what `--without` and reports call it
     apply: Callable[[ir.Model], int]
 
 
-PASSES: tuple[GraphPass, ...] = ()
+PASSES: tuple[GraphPass, ...] = (
+    GraphPass("fold", fold),
+    GraphPass("duplicates", remove_duplicates),
+    GraphPass("target_attention", split_target_attention),
+    GraphPass("horizontal", fuse_products),
+    GraphPass("user_rows", split_user_rows),
+    GraphPass("flat_products", flatten_products),
+)

@@ -1,0 +1,83 @@
+"""What is the same for all requests is computed now: constants, dead code, batch normalisation.
+
+BN(x) = a ∘ x + c,  a = scale / √(variance + ε),  c = shift - a ∘ mean
+BN(x @ W + b)  = x @ (W ∘ a) + (a ∘ b + c)            behind a product
+BN(x) @ W + b  = x @ (diag(a) W) + (c @ W + b)        before one
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
+from onnxscript.optimizer import fold_constants
+
+from export.passes.graph_edits import Edit, floats, infer_shapes, linear, nodes_of, producer, rank, replace, used_once
+
+Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def fold(model: ir.Model) -> int:
+    """Returns how many nodes are gone."""
+    before = model.graph.num_nodes()
+    infer_shapes(model)
+    for node in nodes_of(model):
+        _fold_behind(model.graph, node)
+    for node in nodes_of(model):
+        _fold_before(model.graph, node)
+    fold_constants(model)
+    IdentityEliminationPass()(model)
+    RemoveUnusedNodesPass()(model)
+    return before - model.graph.num_nodes()
+
+
+def _affine(node: ir.Node | None) -> Affine | None:
+    """a, c of an inference-time BatchNormalization of [N, C] with constant statistics, both [C]."""
+    if node is None or node.op_type != "BatchNormalization" or node.inputs[0] is None or rank(node.inputs[0]) != 2:
+        return None
+    scale, shift, mean, variance = (floats(value) for value in node.inputs[1:5])
+    if scale is None or shift is None or mean is None or variance is None:
+        return None
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    a = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+    return a, shift - a * mean
+
+
+def _fold_behind(graph: ir.Graph, node: ir.Node) -> None:
+    affine = _affine(node)
+    product = producer(node.inputs[0], "Gemm", "MatMul") if affine else None
+    found = None if product is None else linear(product)
+    if affine is None or found is None or product is None or not used_once(product.outputs[0]):
+        return
+    rows, weight, added = found
+    bias = floats(added)
+    if rank(rows) != 2 or (added is not None and bias is None):
+        return
+    a, c = affine
+    _replace_product(graph, node, rows, weight * a, c if bias is None else a * bias + c)
+
+
+def _fold_before(graph: ir.Graph, node: ir.Node) -> None:
+    found = linear(node)
+    norm = producer(found[0], "BatchNormalization") if found else None
+    affine = _affine(norm)
+    if found is None or norm is None or affine is None or norm.inputs[0] is None:
+        return
+    _, weight, added = found
+    bias = floats(added)
+    if added is not None and bias is None:
+        return
+    a, c = affine
+    constant_part = c @ weight.astype(np.float64)
+    _replace_product(
+        graph, node, norm.inputs[0], a[:, np.newaxis] * weight, constant_part if bias is None else constant_part + bias
+    )
+
+
+def _replace_product(
+    graph: ir.Graph, node: ir.Node, rows: ir.Value, weight: NDArray[np.float64], bias: NDArray[np.float64]
+) -> None:
+    edit = Edit(graph, node)
+    product = edit("Gemm", rows, edit.constant(weight.astype(np.float32)), edit.constant(bias.astype(np.float32)))
+    replace(node.outputs[0], product)
