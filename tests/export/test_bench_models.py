@@ -17,9 +17,10 @@ from torch import Tensor
 from export.example_inputs import in_memory
 from export.graph import export_graph
 from export.optimize import optimize
-from scripts.bench.export_models import BENCH_MODELS, CrossNet, build, random_request
+from export.passes import PASSES
+from scripts.bench.export_models import BENCH_MODELS, CrossNet, build, random_request, torch_scores
 from scripts.bench.export_plot import CANDIDATES, USERS, Curves, draw
-from scripts.bench.export_sides import check, torch_scores
+from scripts.bench.export_sides import check
 from scripts.bench.export_training import train_briefly
 
 REPOSITORY = Path(__file__).parents[2]
@@ -94,6 +95,7 @@ def test_the_benchmark_runs_and_names_its_figures(tmp_path: Path) -> None:
     figures = json.loads(ended.stdout.splitlines()[-1])
     for name in ("mmoe", "dcnv2"):
         expected = {f"speedup.{name}_{precision}" for precision in ("fp32", "fp16", "int8")}
+        expected |= {f"passes.{name}.{graph_pass.name}.speedup" for graph_pass in PASSES}
         expected |= {f"{what}.{name}.{side}" for what in ("nodes", "flops") for side in ("exporter", "fp32")}
         assert expected | {f"peak_memory_ratio.{name}"} <= figures.keys()
         assert all(figures[key] > 0 for key in expected)
