@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from scripts.bench.export_models import random_request
-from scripts.bench.export_sessions import in_onnx_runtime, medians, open_session
+from scripts.bench.export_sessions import in_onnx_runtime, medians_ms, open_session
 from torchrank.features.schema import FeatureSchema
 
 CANDIDATES = (1, 10, 50, 100, 500, 1000, 2000, 5000)
@@ -36,8 +36,8 @@ def sweep(files: Mapping[str, Path], schema: FeatureSchema, *, threads: int, sec
             if users <= candidates:
                 feed = random_request(schema, users=users, candidates=candidates, seed=candidates)
                 sides |= {(graph, users): in_onnx_runtime(session, feed) for graph, session in sessions.items()}
-        for curve, elapsed in medians(sides, rounds=200, seconds=seconds).items():
-            curves[curve][candidates] = elapsed.wall
+        for curve, elapsed in medians_ms(sides, rounds=200, seconds=seconds).items():
+            curves[curve][candidates] = elapsed
     return curves
 
 

@@ -16,8 +16,8 @@ from export.graph import DenseGraph, export_graph
 from export.optimize import optimize
 from export.passes import PASSES
 from scripts.bench.export_models import as_tensors
+from scripts.bench.export_precisions import TOLERANCE, make_variants
 from scripts.bench.export_sessions import Feed, Scores, Side
-from scripts.bench.export_variants import TOLERANCE, make_variants
 from torchrank.features.schema import FeatureSchema
 from torchrank.models import RankModel
 
