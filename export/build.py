@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import onnx
 
 import torchrank
 from embedding_store.access_counts import count_groups, write_counts
 from embedding_store.release import Codec, TableInfo
-from export.bundle import Golden, Manifest, Variant, sha256, write_manifest
+from export.bundle import Golden, Manifest, PassReport, Validation, Variant, write_manifest
 from export.bundle_lookup import BundleLookup
 from export.checkpoint_tables import CheckpointTables, load_dense
 from export.golden import NeededRows, TrainerScorer, golden_requests, golden_rows
-from export.graph import OPSET, export_graph, write_fp16
+from export.graph import OPSET, dense_graph
+from export.graph_file import LARGEST_MESSAGE, is_large, save_graph, size_and_sha256
 from export.hot_ids import count_ids, hottest
-from export.parity import check_parity
+from export.latency import latencies_ms
+from export.optimize import check_pass_names, optimize
+from export.output_folder import bundle_folder
+from export.parity import check_parity, golden_difference
+from export.passes import PASSES, GraphPass
+from export.report import write_report
 from export.table_pages import write_table
+from export.validation import assembler_of, golden_feeds, validation_rows
+from export.variants import AUC_GATE, Made, NoVariant, VariantMaker
 from torchrank.data.loader import Loader
 from torchrank.data.source import Source
 from torchrank.features.schema import FeatureSchema
@@ -37,12 +45,19 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "int8": 1e-2}  # of the graph's precisi
 @dataclass(frozen=True)
 class ExportOptions:
     fp16: bool = False
+    int8: bool = False
+    force: bool = False  # writes variants that are over a gate, too, and replaces a bundle
+    report: bool = False  # writes report.html
+    without: tuple[str, ...] = ()  # names of graph passes
+    passes: tuple[GraphPass, ...] = PASSES
     row_codec: Codec = "fp32"
     model: str | None = None  # the release is MODEL@VERSION
     version: str | None = None
     golden_rows: int = 256
     hot_ids: int = 100_000  # per table
     counted_rows: int = 1_000_000  # of the training data, to find the hot ids
+    validation_rows: int = 50_000  # that variants are measured on
+    largest_message: int = LARGEST_MESSAGE  # bytes of a graph in one file
 
 
 def export_run(
@@ -50,23 +65,13 @@ def export_run(
 ) -> Manifest:
     """Writes the bundle of the run's best checkpoint to `output`, which appears complete or not at all.
 
-    Raises ValueError (no checkpoint, an unfit one, an output that exists), ParityError, InvalidRelease (rows that a
-    codec cannot hold).
+    Raises ValueError (no checkpoint, an unfit one, an output that exists, a pass that there is not), ParityError,
+    InvalidRelease (rows that a codec cannot hold), OSError (the disk is full).
     """
-    if output.exists():
-        raise ValueError(f"{output} exists: name another --output, a bundle is never overwritten")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)  # our own, of an export that was killed
-    (partial / "tables").mkdir(parents=True)
-    try:
-        manifest = _Export(run, partial, options, tell).write()
-        partial.rename(output)
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
-    return manifest
+    check_pass_names(options.without, options.passes)
+    with bundle_folder(output, force=options.force) as folder:
+        (folder / "tables").mkdir()
+        return _Export(run, folder, options, tell).write()
 
 
 class _Export:
@@ -93,14 +98,17 @@ class _Export:
         encoder = msgspec.json.Encoder()
         (self.folder / "golden.jsonl").write_bytes(b"".join(encoder.encode(request) + b"\n" for request in golden))
 
-        export_graph(self.model, self.schema, self.folder / "model.onnx")
-        self.tell("model.onnx written")
-        files = {"fp32": "model.onnx"}
-        if self.options.fp16:
-            files["fp16"] = "model.fp16.onnx"
-            write_fp16(self.folder / "model.onnx", self.folder / files["fp16"])
-            self.tell("model.fp16.onnx written")
-        return self._prove(self._manifest(tables, files, len(features.user_index)), golden)
+        graph, passes = self._optimized()
+        manifest = self._manifest(tables, passes, self._write_graph("fp32", graph), len(features.user_index))
+        write_manifest(self.folder, manifest)  # the scorer reads a bundle, so there must be one
+        with BundleLookup(self.folder, manifest) as lookup:
+            manifest = self._proven(manifest, golden, lookup)
+            manifest = self._with_variants(manifest, graph, golden, lookup)
+            manifest = self._timed(manifest)
+            write_manifest(self.folder, manifest)
+            if self.options.report:
+                write_report(self.folder, manifest, golden, lookup)
+        return manifest
 
     def _write_tables(self, needed: dict[str, NeededRows]) -> tuple[TableInfo, ...]:
         saved = CheckpointTables(self.checkpoint)
@@ -118,7 +126,35 @@ class _Export:
             self.tell(f"table {table.name}: {written.rows} rows of dim {table.dim}, {self.options.row_codec}")
         return tuple(tables)
 
-    def _manifest(self, tables: tuple[TableInfo, ...], files: dict[str, str], golden: int) -> Manifest:
+    def _optimized(self) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
+        graph, options = dense_graph(self.model, self.schema), self.options
+        if self._is_large(graph):
+            return graph, ()
+        return optimize(graph, without=options.without, passes=options.passes, tell=self.tell)
+
+    def _is_large(self, graph: onnx.ModelProto) -> bool:
+        """ONNX Runtime takes such a one only from files, and passes and variants try many graphs."""
+        if not is_large(graph, self.options.largest_message):
+            return False
+        self.tell(f"the graph's weights have more than {self.options.largest_message:,} bytes: no passes, no variants")
+        return True
+
+    def _write_graph(self, name: str, graph: onnx.ModelProto) -> Variant:
+        path = self.folder / ("model.onnx" if name == "fp32" else f"model.{name}.onnx")
+        save_graph(graph, path, self.options.largest_message)
+        onnx.checker.check_model(path, full_check=True)
+        size, digest = size_and_sha256(path)
+        self.tell(f"{path.name} written")
+        return Variant(
+            name=name, file=path.name, sha256=digest, bytes=size, max_abs_diff=0.0, tolerance=self._tolerance(name)
+        )
+
+    def _tolerance(self, name: str) -> float:
+        return max(TOLERANCE[name], TOLERANCE[self.options.row_codec])
+
+    def _manifest(
+        self, tables: tuple[TableInfo, ...], passes: tuple[PassReport, ...], fp32: Variant, golden: int
+    ) -> Manifest:
         created = datetime.now(UTC)
         config_hash = hashlib.sha256(self.run.config_bytes()).hexdigest()
         return Manifest(
@@ -130,31 +166,77 @@ class _Export:
             features=self.spec,
             schema=self.schema,
             tables=tables,
-            variants=tuple(self._variant(name, file) for name, file in files.items()),
+            passes=passes,
+            variants=(fp32,),
             golden_rows=golden,
             config_sha256=config_hash,
             data_sha256=_data_sha256(_source(self.config, "train")),
         )
 
-    def _variant(self, name: str, file: str) -> Variant:
-        path = self.folder / file
-        tolerance = max(TOLERANCE[name], TOLERANCE[self.options.row_codec])
-        return Variant(
-            name=name, file=file, sha256=sha256(path), bytes=path.stat().st_size, max_abs_diff=0.0, tolerance=tolerance
+    def _proven(self, manifest: Manifest, golden: Sequence[Golden], lookup: BundleLookup) -> Manifest:
+        """The fp32 graph is what the trainer trained, or there is no bundle."""
+        difference = check_parity(self.folder, manifest, "fp32", golden, lookup)
+        self.tell(f"fp32: differs from the trainer by {difference:.1e} at most")
+        return _with(manifest, msgspec.structs.replace(manifest.variants[0], max_abs_diff=difference))
+
+    def _with_variants(
+        self, manifest: Manifest, graph: onnx.ModelProto, golden: Sequence[Golden], lookup: BundleLookup
+    ) -> Manifest:
+        names = [name for name in ("fp16", "int8") if getattr(self.options, name)]
+        if not names:
+            return manifest
+        if is_large(graph, self.options.largest_message):
+            return msgspec.structs.replace(manifest, variants_left_out=dict.fromkeys(names, "the graph is too large"))
+        split = _first_split(self.config, "valid", "test", "train")
+        assembler = assembler_of(graph, manifest)
+        rows = validation_rows(
+            _source(self.config, split), manifest, lookup, assembler,
+            self.config.data.request_column, self.options.validation_rows,
+        )  # fmt: skip
+        golden_rows = golden_feeds(golden, manifest, lookup, assembler)
+        maker = VariantMaker(graph, rows, golden_rows, self._tolerance, self.tell)
+        manifest = msgspec.structs.replace(manifest, validation=Validation(split, rows.count, maker.auc))
+        for name in names:
+            manifest = self._judged(manifest, name, maker, golden, lookup)
+        return manifest
+
+    def _judged(
+        self, manifest: Manifest, name: str, maker: VariantMaker, golden: Sequence[Golden], lookup: BundleLookup
+    ) -> Manifest:
+        """The manifest with that variant, whose file is written, or with the reason why there is none."""
+        try:
+            made = maker.make(name)
+            reason = None if self.options.force else made.misfit
+        except NoVariant as error:
+            reason = str(error)
+        if reason is not None:
+            self.tell(f"{name} is left out: {reason}")
+            left_out = {**manifest.variants_left_out, name: reason}
+            return msgspec.structs.replace(manifest, variants_left_out=left_out)
+        if made.misfit is not None:
+            self.tell(f"{name} is written in spite of its gate (--force): {made.misfit}")
+        variant = self._measured(made)
+        manifest = _with(manifest, variant)
+        write_manifest(self.folder, manifest)
+        measure = check_parity if variant.passed else golden_difference
+        difference = measure(self.folder, manifest, name, golden, lookup)
+        self.tell(f"{name}: differs from the trainer by {difference:.1e} at most, {_signed(made.auc_diff)}")
+        return _with(manifest, msgspec.structs.replace(variant, max_abs_diff=difference))
+
+    def _measured(self, made: Made) -> Variant:
+        return msgspec.structs.replace(
+            self._write_graph(made.name, made.graph),
+            auc_diff=made.auc_diff,
+            auc_gate=AUC_GATE[made.name],
+            passed=made.misfit is None,
+            fp32_nodes=made.fp32_nodes,
         )
 
-    def _prove(self, manifest: Manifest, golden: Sequence[Golden]) -> Manifest:
-        """The manifest with what the gate measured, written."""
-        write_manifest(self.folder, manifest)  # the scorer reads a bundle, so there must be one
-        measured = []
-        with BundleLookup(self.folder, manifest) as lookup:
-            for variant in manifest.variants:
-                difference = check_parity(self.folder, manifest, variant.name, golden, lookup)
-                measured.append(msgspec.structs.replace(variant, max_abs_diff=difference))
-                self.tell(f"{variant.name}: differs from the trainer by {difference:.1e} at most")
-        proven = msgspec.structs.replace(manifest, variants=tuple(measured))
-        write_manifest(self.folder, proven)
-        return proven
+    def _timed(self, manifest: Manifest) -> Manifest:
+        taken = latencies_ms({variant.name: self.folder / variant.file for variant in manifest.variants})
+        for variant in manifest.variants:
+            manifest = _with(manifest, msgspec.structs.replace(variant, latency_ms=taken[variant.name]))
+        return manifest
 
     def _train_loader(self) -> Loader:
         return Loader(
@@ -178,12 +260,32 @@ def _check_tables(checkpoint: Path, saved: CheckpointTables, schema: FeatureSche
                 f"checkpoint {checkpoint} is of another configuration: table {table.name!r} is "
                 f"{table.rows} x {table.dim} in the run's features and {there}"
             )
+    unknown = sorted(saved.tables.keys() - {table.name for table in schema.tables})
+    if unknown:
+        raise ValueError(
+            f"checkpoint {checkpoint} is of another configuration: it has table {unknown[0]!r}, and the run's features "
+            f"have not"
+        )
+
+
+def _with(manifest: Manifest, variant: Variant) -> Manifest:
+    """The manifest with that variant, in place of the one of its name."""
+    variants = {each.name: each for each in manifest.variants} | {variant.name: variant}
+    return msgspec.structs.replace(manifest, variants=tuple(variants.values()))
+
+
+def _signed(auc_diff: dict[str, float]) -> str:
+    return "AUC " + ", ".join(f"{task} {value:+.1e}" for task, value in auc_diff.items()) if auc_diff else "no AUC"
+
+
+def _first_split(config: Config, *splits: str) -> str:
+    """The first of the splits that the run's data has."""
+    return next(split for split in splits if getattr(config.data, split) is not None)
 
 
 def _source(config: Config, *splits: str) -> Source:
     """The first of the splits that the run's data has."""
-    given = {"train": config.data.train, "valid": config.data.valid, "test": config.data.test}
-    source: Source = build_target("data", next(found for split in splits if (found := given[split]) is not None))
+    source: Source = build_target("data", getattr(config.data, _first_split(config, *splits)))
     return source
 
 

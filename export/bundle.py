@@ -1,11 +1,12 @@
 """The bundle: a directory with a manifest, ONNX variants of one dense graph, table pages and golden requests.
 
 manifest.json      this file's `Manifest`
-model.onnx, …      one file per variant
+model.onnx, …      one file per variant; model.onnx.data beside one of more than 2 GiB
 tables/NAME.pages  encoded rows (layout: embedding_store/release.py); tables/NAME.hot  the most frequent ids;
                    tables/NAME.ids  the raw ids of the rows, where ids are not 0, 1, …;
 tables/NAME.counts how unevenly the training data read the rows (embedding_store/access_counts.py)
 golden.jsonl       one `Golden` a line: a raw request and the scores the trainer gave it
+report.html        the manifest's figures for people; where it was asked for
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from embedding_store.release import TableInfo
 from torchrank.features.schema import FeatureSchema
 from torchrank.features.spec import FeatureSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class InvalidBundle(ValueError):
@@ -31,12 +32,25 @@ class InvalidBundle(ValueError):
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One precision of the dense graph, with what was measured when it was written."""
 
-    name: str  # "fp32", "fp16"
+    name: str  # "fp32", "fp16", "int8"
     file: str
-    sha256: str
-    bytes: int
+    sha256: str  # of FILE, and FILE.data behind it: the weights of a graph over 2 GiB
+    bytes: int  # of the same
     max_abs_diff: float  # largest |score - trainer's score| over the golden rows
-    tolerance: float  # the gate it passed
+    tolerance: float  # the gate on that
+    auc_diff: dict[str, float] = {}  # per task that has one: AUC - fp32's on the manifest's validation rows
+    auc_gate: float | None = None  # on |auc_diff|; fp32 has none
+    passed: bool = True  # False: over a gate, and written because --force was given
+    fp32_nodes: tuple[str, ...] = ()  # fp16: those that its range does not hold; int8: the matrix layers not quantized
+    latency_ms: float | None = None  # median on the exporting host, one thread, one user with 500 candidates
+
+
+class Validation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The rows that AUCs were measured on."""
+
+    split: str  # of the run's data: "valid"; "test" or "train" where that is all it has
+    rows: int
+    auc: dict[str, float]  # of the fp32 graph, per task; a task whose labels are all alike has none
 
 
 class PassReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,7 +75,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     features: FeatureSpec
     schema: FeatureSchema  # the graph's inputs and their columns; one output per task: probabilities float32 [N]
     tables: tuple[TableInfo, ...]
+    passes: tuple[PassReport, ...]  # in the order they ran; every variant is made of the graph behind them
     variants: tuple[Variant, ...]
+    variants_left_out: dict[str, str] = {}  # name -> why: over its gate, or nothing to gain
+    validation: Validation | None = None  # None: no variant but fp32 was asked for
     golden_rows: int
     config_sha256: str  # of the run's resolved config
     data_sha256: str  # of the names and sizes of the training files

@@ -133,7 +133,7 @@ class CheckpointTables:
 
 
 def load_dense(checkpoint: Path, model: torch.nn.Module) -> None:
-    """The dense parameters of the checkpoint into `model`. Raises ValueError where they do not fit."""
+    """The dense parameters of the checkpoint into `model`. Raises ValueError where they are not the same ones."""
     saved = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     state = {f"model.model.{key}": value for key, value in model.state_dict().items()}
     for key, value in state.items():
@@ -143,4 +143,9 @@ def load_dense(checkpoint: Path, model: torch.nn.Module) -> None:
             raise ValueError(
                 f"checkpoint {checkpoint} is of another configuration: {key} is {tuple(value.shape)} here and {there}"
             )
+    unknown = sorted(key for key in saved if key.startswith("model.model.") and key not in state)
+    if unknown:
+        raise ValueError(
+            f"checkpoint {checkpoint} is of another configuration: it has {unknown[0]}, and the run's model has not"
+        )
     dcp.load(state, checkpoint_id=checkpoint, no_dist=True)

@@ -6,22 +6,20 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import onnx
 import torch
-from onnxconverter_common import float16
 from torch import Tensor, nn
 
+from export.graph_file import is_large, save_graph
+from export.inexpressible import what_cannot_be_expressed
 from torchrank.features.schema import FeatureSchema
 from torchrank.models.base import RankModel
 from torchrank.nn.inputs import ModelInputs
 
 OPSET = 20
-
-# Left in fp32 in the fp16 graph: a long sum, an exponential or a division loses more there than it saves.
-FP16_BLOCKED = ["Softmax", "Sigmoid", "Exp", "Log", "ReduceSum", "ReduceMean", "LayerNormalization"]
 
 
 def graph_inputs(schema: FeatureSchema) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -76,7 +74,12 @@ def _no_columns(rows: int) -> Tensor:
 
 
 def export_graph(model: RankModel, schema: FeatureSchema, path: Path) -> None:
-    """Writes the fp32 graph. Raises ValueError where the exporter cannot express the model."""
+    """Writes the fp32 graph as the exporter gives it. Raises ValueError where it cannot express the model."""
+    save_graph(dense_graph(model, schema), path)
+
+
+def dense_graph(model: RankModel, schema: FeatureSchema) -> onnx.ModelProto:
+    """The fp32 graph as the exporter gives it. Raises ValueError where it cannot express the model."""
     inputs = graph_inputs(schema)
     users, items = torch.export.Dim("U", min=1), torch.export.Dim("N", min=1)
     rows = {"user": (3, users), "item": (7, items)}
@@ -100,39 +103,14 @@ def export_graph(model: RankModel, schema: FeatureSchema, path: Path) -> None:
                 optimize=True,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {error}") from error
+            cause = what_cannot_be_expressed(error, graph)
+            raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {cause}") from error
     assert program is not None
-    proto = program.model_proto
+    proto: onnx.ModelProto = program.model_proto
     _strip(proto)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, path)
-
-
-def write_fp16(source: Path, target: Path) -> None:
-    """The same graph with weights and arithmetic in fp16; inputs and outputs stay fp32."""
-    proto = onnx.load(source)
-    for number, node in enumerate(proto.graph.node):
-        node.name = node.name or f"node_{number}"  # the converter names what it inserts after the node
-    # The converter leaves a Cast's target type as it is, which makes an invalid graph of `x.to(float)`. They are named
-    # one by one: with Cast as a blocked type it would wrap the Casts that it inserts, without end.
-    casts = [node.name for node in proto.graph.node if node.op_type == "Cast"]
-    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP16_BLOCKED]
-    with warnings.catch_warnings():
-        # It warns of every weight it rounds to zero; the parity gate judges the outcome.
-        warnings.simplefilter("ignore")
-        half = float16.convert_float_to_float16(proto, keep_io_types=True, op_block_list=blocked, node_block_list=casts)
-    _keep_output_types(half.graph)
-    onnx.checker.check_model(half, full_check=True)
-    onnx.save(half, target)
-
-
-def _keep_output_types(graph: onnx.GraphProto) -> None:
-    """Outputs in fp32. Where a blocked node makes one, the converter casts it to fp16 in spite of `keep_io_types`."""
-    outputs = {output.name: output.type.tensor_type for output in graph.output}
-    for node in graph.node:
-        if node.op_type == "Cast" and node.output[0] in outputs:
-            outputs[node.output[0]].elem_type = onnx.TensorProto.FLOAT
-            node.attribute[0].i = onnx.TensorProto.FLOAT
+    if not is_large(proto):  # the checker takes a larger one only as a file
+        onnx.checker.check_model(proto, full_check=True)
+    return proto
 
 
 def _strip(proto: onnx.ModelProto) -> None:
@@ -158,7 +136,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

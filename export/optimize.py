@@ -33,10 +33,7 @@ def optimize(
     without: names of passes to leave out; raises ValueError for one that there is not. A pass that fails, or whose
     graph is invalid or gives other probabilities, is left out, with the reason in its report and told.
     """
-    unknown = sorted(set(without) - {graph_pass.name for graph_pass in passes})
-    if unknown:
-        names = ", ".join(graph_pass.name for graph_pass in passes)
-        raise ValueError(f"there is no graph pass {unknown[0]!r}; there are: {names}")
+    check_pass_names(without, passes)
     proof = _Proof(model)
     steps = []  # of each pass: the graphs before and after it, its rewrites, why it was left out
     for graph_pass in passes:
@@ -44,8 +41,8 @@ def optimize(
         left_out: str | None = "switched off"
         if graph_pass.name not in without:
             left_out, rewrites, proof = _try(graph_pass, before)
-            if left_out:
-                tell(f"pass {graph_pass.name} is left out: {left_out}")
+        if left_out:
+            tell(f"pass {graph_pass.name} is left out: {left_out}")
         steps.append((graph_pass.name, before, proof, rewrites, left_out))
     _time([before for _, before, _, _, _ in steps] + [proof])
     return proof.model, tuple(_report(*step) for step in steps)
@@ -61,6 +58,14 @@ def _report(name: str, before: _Proof, after: _Proof, rewrites: int, left_out: s
         max_abs_diff=after.difference(before),
         left_out=left_out,
     )
+
+
+def check_pass_names(without: Collection[str], passes: Sequence[GraphPass]) -> None:
+    """Raises ValueError for a name in `without` that no pass has."""
+    unknown = sorted(set(without) - {graph_pass.name for graph_pass in passes})
+    if unknown:
+        names = ", ".join(graph_pass.name for graph_pass in passes) or "none"
+        raise ValueError(f"there is no graph pass {unknown[0]!r}; there are: {names}")
 
 
 class _Proof:

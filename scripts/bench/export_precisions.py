@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import onnx
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from export.validation import Rows
+from export.variants import NoVariant, VariantMaker
 from scripts.bench.export_models import random_request, torch_scores
 from scripts.bench.export_training import Clicks
 from torchrank.features.schema import FeatureSchema
@@ -22,18 +19,15 @@ Variants = dict[str, tuple[onnx.ModelProto | None, str | None]]  # precision -> 
 
 
 def make_variants(graph: onnx.ModelProto, model: RankModel, schema: FeatureSchema) -> Variants:
-    if importlib.util.find_spec("export.variants") is None:
-        return _without_gates(graph)
-    variants, validation = (importlib.import_module(f"export.{name}") for name in ("variants", "validation"))
     clicks = Clicks(schema)
     feeds = [random_request(schema, users=1, candidates=500, seed=2_000_000 + n) for n in range(_REQUESTS)]
     labels = np.concatenate([clicks.draw(feed).numpy() for feed in feeds])
     golden = feeds[:2]
     wanted = [np.concatenate(parts) for parts in zip(*(torch_scores(model, schema, f) for f in golden), strict=True)]
-    maker = variants.VariantMaker(
+    maker = VariantMaker(
         graph,
-        validation.Rows(feeds, dict.fromkeys(schema.tasks, labels)),
-        validation.Rows(golden, dict(zip(schema.tasks, wanted, strict=True))),
+        Rows(feeds, dict.fromkeys(schema.tasks, labels)),
+        Rows(golden, dict(zip(schema.tasks, wanted, strict=True))),
         TOLERANCE.__getitem__,
         print,
     )
@@ -41,21 +35,8 @@ def make_variants(graph: onnx.ModelProto, model: RankModel, schema: FeatureSchem
     for precision in ("fp16", "int8"):
         try:
             made = maker.make(precision)
-        except variants.NoVariant as error:
+        except NoVariant as error:
             found[precision] = (None, str(error))
         else:
             found[precision] = (made.graph, made.misfit)
-    return found
-
-
-def _without_gates(graph: onnx.ModelProto) -> Variants:
-    """By the converters alone, until export.variants is there."""
-    found: Variants = {}
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "fp32.onnx", Path(folder) / "target.onnx"
-        onnx.save(graph, source)
-        importlib.import_module("export.graph").write_fp16(source, target)
-        found["fp16"] = (onnx.load(target), None)
-        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
-        found["int8"] = (onnx.load(target), None)
     return found

@@ -274,7 +274,7 @@ def test_what_a_page_cannot_hold_is_named(tiny_run: Path, tmp_path: Path) -> Non
 
 
 def test_what_is_no_fit_run_is_refused(tiny_run: Path, bundle: Exported, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="name another --output, a bundle is never overwritten"):
+    with pytest.raises(ValueError, match="name another --output, or replace the bundle there with --force"):
         export(tiny_run, bundle.bundle)
     with pytest.raises(ValueError, match=r"is not a run: it has no config\.yaml"):
         export(tmp_path, tmp_path / "bundle")
@@ -297,6 +297,7 @@ def test_what_is_no_fit_run_is_refused(tiny_run: Path, bundle: Exported, tmp_pat
             {"data.features.features[0].buckets": 55},
             "table 'user_id' is 55 x 8 in the run's features and 101 x 8 there",
         ),
+        ({"data.labels": ["click"]}, r"it has model\.model\.gates\.finish\.weight, and the run's model has not"),
         ({"data.features.features[4].table": "t"}, "table 't' is 31 x 8 in the run's features and not there"),
     ],
 )

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from export.graph import export_graph, graph_inputs, write_fp16
+from export.example_inputs import in_memory
+from export.fp16 import to_fp16
+from export.graph import dense_graph, graph_inputs
+from export.int8 import matrix_layers, to_int8
+from export.optimize import optimize
 from torchrank.config_dir import config_dir
 from torchrank.features.schema import FeatureSchema
 from torchrank.models import ModelInputs, RankModel
@@ -209,27 +212,39 @@ class TestEveryModel:
         assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "emulated": 2e-3, "int8": 1e-2}
+
+
 @pytest.mark.parametrize(("path", "shape", "overrides"), variants(EXPORTED))
 class TestEveryGraph:
-    def test_says_what_torch_says(self, path: Path, shape: str, overrides: dict, tmp_path: Path) -> None:
-        """In fp32 and fp16, U 1 … 8, N 1 … 5000."""
+    def test_says_what_torch_says(self, path: Path, shape: str, overrides: dict) -> None:
+        """Behind all passes, in fp32, fp16 (as a CPU runs it, and with every half rounded) and int8; U 1 … 8,
+        N 1 … 5000."""
         model, schema = build(path, shape, **overrides)
-        export_graph(model, schema, tmp_path / "model.onnx")
-        write_fp16(tmp_path / "model.onnx", tmp_path / "model.fp16.onnx")
-        sessions = {name: _session(tmp_path / name) for name in ("model.onnx", "model.fp16.onnx")}
-        taken = {node.name for node in sessions["model.onnx"].get_inputs()}
+        graph, reports = optimize(dense_graph(model, schema))
+        assert [(report.name, report.left_out) for report in reports if report.left_out] == []
+        graphs = {
+            "fp32": graph,
+            "fp16": to_fp16(graph),
+            "emulated": to_fp16(graph, emulated=True),
+            "int8": to_int8(graph, matrix_layers(graph)),  # also those that are too small to gain
+        }
+        for each in graphs.values():
+            _check_names(each, schema)
+        sessions = {name: in_memory(each) for name, each in graphs.items()}
+        taken = {node.name for node in sessions["fp32"].get_inputs()}
         assert taken <= graph_inputs(schema).keys()
         for seed, (users, candidates) in enumerate([(1, 1), (1, 5000), (8, 5000), (8, 8), (5, 700), (2, 17), (3, 1)]):
             inputs = random_inputs(schema, users, candidates, seed)
             expected = {task: torch.sigmoid(values) for task, values in logits_of(model, inputs).items()}
             feed = {name: value.numpy() for name, value in named(inputs, schema).items() if name in taken}
-            for file, tolerance in (("model.onnx", 1e-5), ("model.fp16.onnx", 2e-3)):
-                scores = sessions[file].run(list(schema.tasks), feed)
+            for name, session in sessions.items():
+                scores = session.run(list(schema.tasks), feed)
                 for task, found in zip(schema.tasks, scores, strict=True):
                     assert found.dtype == np.float32
-                    np.testing.assert_allclose(found, expected[task], atol=tolerance, rtol=0, err_msg=f"{file} {task}")
-        _check_names(tmp_path / "model.onnx", schema)
-        _check_names(tmp_path / "model.fp16.onnx", schema)
+                    np.testing.assert_allclose(
+                        found, expected[task], atol=TOLERANCE[name], rtol=0, err_msg=f"{name} {task}"
+                    )
 
 
 def named(inputs: ModelInputs, schema: FeatureSchema) -> dict[str, Tensor]:
@@ -239,16 +254,10 @@ def named(inputs: ModelInputs, schema: FeatureSchema) -> dict[str, Tensor]:
     return parts | {f"{name}.length": length for name, length in inputs.lengths.items()}
 
 
-def _session(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def _check_names(path: Path, schema: FeatureSchema) -> None:
+def _check_names(model: onnx.ModelProto, schema: FeatureSchema) -> None:
     """Nodes have names of their own, inputs and outputs are those of the design, floats at the border are fp32."""
-    graph = onnx.load(path).graph
-    onnx.checker.check_model(onnx.load(path), full_check=True)
+    graph = model.graph
+    onnx.checker.check_model(model, full_check=True)
     names = [node.name for node in graph.node]
     assert all(names)
     assert len(set(names)) == len(names)

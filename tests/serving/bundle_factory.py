@@ -155,7 +155,7 @@ def build_bundle(
     weights = _weights(schema, rng)
     manifest = Manifest(
         torchrank_version="0", model="tiny", version=version, created="2024-05-01T12:00:00Z", opset=18,
-        features=spec, schema=schema, golden_rows=golden, config_sha256="", data_sha256="",
+        features=spec, schema=schema, passes=(), golden_rows=golden, config_sha256="", data_sha256="",
         tables=tuple(_write_table(folder, name, rows, codec) for name, rows in tables.items()),
         variants=(
             _write_variant(folder, "fp32", _graph(schema, weights, np.float32)),

@@ -1,0 +1,84 @@
+"""A bundle's folder: it appears by one rename, complete, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FILES = ("manifest.json", "golden.jsonl", "report.html", "tables")
+_SUFFIXES = (".onnx", ".onnx.data")
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Raises ValueError where something is there; with `force`, where that is anything but a bundle."""
+    if not output.exists() and not output.is_symlink():
+        return
+    if not force:
+        raise ValueError(f"{output} exists: name another --output, or replace the bundle there with --force")
+    reason = _no_bundle(output)
+    if reason:
+        raise ValueError(f"{output} exists and {reason}: --force replaces a bundle and nothing else")
+
+
+@contextmanager
+def bundle_folder(output: Path, *, force: bool = False) -> Iterator[Path]:
+    """An empty folder that becomes `output` where the block ends without an error, and else goes.
+
+    With `force` a bundle that is there is replaced; until the new one is complete it stays as it is. Raises ValueError
+    (`check_output`), and OSError naming `output` where the disk is full.
+    """
+    partial, replaced = (output.with_name(f".{output.name}.{word}") for word in ("partial", "replaced"))
+    if replaced.exists() and not output.exists():
+        replaced.rename(output)  # an export was killed between the two renames
+    check_output(output, force=force)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for ours in (partial, replaced):
+        if ours.exists():
+            shutil.rmtree(ours)  # of an export that was killed
+    partial.mkdir()
+    try:
+        yield partial
+        if output.exists():
+            _replace(partial, output, replaced)
+        else:
+            partial.rename(output)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OSError(error.errno, f"{os.strerror(error.errno)}; nothing is written", str(output)) from error
+        raise
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+
+
+def _replace(partial: Path, output: Path, replaced: Path) -> None:
+    check_output(output, force=True)  # again: the export took its time
+    output.rename(replaced)
+    try:
+        partial.rename(output)
+    except OSError:
+        replaced.rename(output)
+        raise
+    shutil.rmtree(replaced)
+
+
+def _no_bundle(folder: Path) -> str:
+    """Why `folder` is not a bundle of any schema version, with nothing in it that is somebody else's; "" if it is."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "is not a folder"
+    try:
+        manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError):
+        return "has no manifest of a bundle"
+    if not {"schema_version", "model", "version", "tables", "variants"} <= manifest.keys():
+        return "has a manifest that is not a bundle's"
+    foreign = [p.name for p in sorted(folder.iterdir()) if p.name not in _FILES and not p.name.endswith(_SUFFIXES)]
+    return f"holds {foreign[0]!r}, which is not a bundle's" if foreign else ""

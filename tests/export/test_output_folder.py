@@ -1,0 +1,158 @@
+"""A bundle appears complete or not at all, and nothing that is not a bundle is ever replaced."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from export.build import ExportOptions, export_run
+from export.bundle import read_manifest
+from export.output_folder import bundle_folder, check_output
+from tests.serving.bundle_factory import build_bundle
+from torchrank.cli import cli
+from torchrank.training.quiet import quiet_libraries
+from torchrank.training.run import Run
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    build_bundle(tmp_path / "bundle", version="old")
+    return tmp_path / "bundle"
+
+
+def write_new(folder: Path) -> None:
+    (folder / "manifest.json").write_text("new")
+
+
+def test_without_force_a_bundle_is_refused_and_with_it_replaced(old: Path) -> None:
+    before = contents(old)
+    with pytest.raises(ValueError, match=r"bundle exists: name another --output, or replace .* with --force"):
+        check_output(old, force=False)
+    with bundle_folder(old, force=True) as folder:
+        write_new(folder)
+        assert contents(old) == before  # until the new one is complete
+    assert contents(old).keys() == {"manifest.json"}
+    assert [path.name for path in old.parent.iterdir()] == ["bundle"]
+
+
+def test_a_failure_leaves_the_old_bundle_as_it_is(old: Path) -> None:
+    before = contents(old)
+
+    def fail() -> None:
+        with bundle_folder(old, force=True) as folder:
+            write_new(folder)
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail()
+    assert contents(old) == before
+    assert [path.name for path in old.parent.iterdir()] == ["bundle"]
+
+
+def test_an_export_killed_between_the_renames_has_lost_nothing(old: Path) -> None:
+    before = contents(old)
+    old.rename(old.with_name(".bundle.replaced"))
+    with pytest.raises(ValueError, match="--force"), bundle_folder(old):
+        pass
+    assert contents(old) == before
+
+
+def _file(path: Path) -> None:
+    path.write_text("mine")
+
+
+def _empty(path: Path) -> None:
+    path.mkdir()
+
+
+def _photographs(path: Path) -> None:
+    path.mkdir()
+    (path / "photograph.jpg").write_text("mine")
+
+
+def _other_manifest(path: Path) -> None:
+    path.mkdir()
+    (path / "manifest.json").write_text('{"schema_version": 1, "name": "web extension"}')
+
+
+def _bundle_with_more(path: Path) -> None:
+    build_bundle(path)
+    (path / "notes.txt").write_text("mine")
+
+
+def _link(path: Path) -> None:
+    build_bundle(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_file, "is not a folder"),
+        (_empty, "has no manifest of a bundle"),
+        (_photographs, "has no manifest of a bundle"),
+        (_other_manifest, "has a manifest that is not a bundle's"),
+        (_bundle_with_more, "holds 'notes.txt', which is not a bundle's"),
+        (_link, "is not a folder"),
+    ],
+)
+def test_force_replaces_nothing_but_a_bundle(make: Callable[[Path], None], reason: str, tmp_path: Path) -> None:
+    make(tmp_path / "there")
+    before = contents(tmp_path)
+    message = f"there exists and {reason}: --force replaces a bundle and nothing else"
+    with pytest.raises(ValueError, match=message), bundle_folder(tmp_path / "there", force=True):
+        pytest.fail("a folder to write to")
+    assert contents(tmp_path) == before
+
+
+def test_a_bundle_of_an_older_schema_may_be_replaced(old: Path) -> None:
+    manifest = old / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    check_output(old, force=True)
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """The kernel refuses the write, as it does where the disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [2_000, 30_000, 150_000])
+def test_a_full_disk_leaves_nothing_behind(tiny_run: Path, old: Path, size: int) -> None:
+    """In the middle of a table, of golden.jsonl, of model.onnx."""
+    quiet_libraries()
+    before = contents(old)
+    with pytest.raises(OSError, match="nothing is written") as error, no_file_larger_than(size):
+        export_run(Run(tiny_run), old, ExportOptions(force=True))
+    assert error.value.errno == errno.EFBIG
+    assert error.value.filename == str(old)
+    assert contents(old) == before
+    assert [path.name for path in old.parent.iterdir()] == ["bundle"]
+
+
+def test_force_by_command(tiny_run: Path, old: Path) -> None:
+    arguments = ["export", "--run", str(tiny_run), "--output", str(old), "--version", "new"]
+    refused = CliRunner().invoke(cli, arguments)
+    assert refused.exit_code == 1
+    assert refused.output.startswith(f"Error: {old} exists: name another --output")
+    assert read_manifest(old).version == "old"
+    done = CliRunner().invoke(cli, [*arguments, "--force"])
+    assert done.exit_code == 0, done.output
+    assert read_manifest(old).version == "new"
