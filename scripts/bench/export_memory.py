@@ -8,6 +8,7 @@ their packed copies, what opening takes, and the arena.
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 import subprocess
@@ -17,6 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from scripts.bench.export_sessions import Feed, in_onnx_runtime, open_session
+
+# glibc otherwise moves this threshold as it goes, and the same file takes 38 or 44 MB, by the length of its path.
+_FIXED = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
 
 
 def peak_memory(
@@ -30,7 +34,12 @@ def peak_memory(
         for name, graph in files.items():
             command = [sys.executable, "-m", "scripts.bench.export_memory", graph, request, str(threads), str(runs)]
             ended = subprocess.run(
-                command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+                command,
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=Path(__file__).parents[2],
+                env=os.environ | _FIXED,
             )
             found[name].append(int(ended.stdout))
     return {name: statistics.median(bytes_) for name, bytes_ in found.items()}

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.graph import graph_inputs
+from export.graph import DenseGraph, graph_inputs
 from torchrank.features.schema import EmbeddingGroup, FeatureSchema, build_schema
 from torchrank.features.spec import FeatureSpec, load_feature_spec
 from torchrank.models import MMoE, ModelInputs, RankModel
@@ -224,3 +224,11 @@ def random_request(
 def as_tensors(feed: Mapping[str, NDArray[np.generic]], schema: FeatureSchema) -> tuple[Tensor, ...]:
     """The arguments of a DenseGraph, in its order."""
     return tuple(torch.from_numpy(feed[name]) for name in graph_inputs(schema))
+
+
+def torch_scores(
+    model: RankModel, schema: FeatureSchema, feed: Mapping[str, NDArray[np.generic]]
+) -> list[NDArray[np.float32]]:
+    """Per task [N]: what every graph has to say."""
+    with torch.inference_mode():
+        return [scores.numpy() for scores in DenseGraph(model, schema).eval()(*as_tensors(feed, schema))]

@@ -22,28 +22,28 @@ _INK, _GRID = "#808080", "#80808040"
 _COLOURS = {"exporter": "#e0702a", "fp32": "#3b8bea"}
 _LABELS = {"exporter": "exporter's graph", "fp32": "optimised graph"}
 _DASHES = {1: "none", 4: "7 3", 8: "2 3"}
-_PANEL, _HEIGHT, _LEFT, _TOP = 330, 250, 56, 64
-_GAP = 64
+_PANEL, _HEIGHT, _LEFT, _TOP = 330, 250, 50, 80
+_GAP, _RIGHT = 70, 24
 
 
-def sweep(files: Mapping[str, Path], schema: FeatureSchema, *, threads: int, seconds: float = 1.0) -> Curves:
-    """Both graphs' medians, in turn; `seconds` for each pair of numbers."""
+def sweep(files: Mapping[str, Path], schema: FeatureSchema, *, threads: int, seconds: float = 4.0) -> Curves:
+    """Medians of both graphs, for all numbers of users in turn; about `seconds` for each number of candidates."""
     sessions = {graph: open_session(files[graph], threads) for graph in _COLOURS}
     curves: Curves = {(graph, users): {} for graph in _COLOURS for users in USERS}
-    for users in USERS:
-        for candidates in CANDIDATES:
-            if candidates < users:
-                continue
-            feed = random_request(schema, users=users, candidates=candidates, seed=candidates)
-            sides = {graph: in_onnx_runtime(session, feed) for graph, session in sessions.items()}
-            for graph, elapsed in medians_ms(sides, rounds=200, seconds=seconds).items():
-                curves[graph, users][candidates] = elapsed
+    for candidates in CANDIDATES:
+        sides = {}
+        for users in USERS:
+            if users <= candidates:
+                feed = random_request(schema, users=users, candidates=candidates, seed=candidates)
+                sides |= {(graph, users): in_onnx_runtime(session, feed) for graph, session in sessions.items()}
+        for curve, elapsed in medians_ms(sides, rounds=200, seconds=seconds).items():
+            curves[curve][candidates] = elapsed
     return curves
 
 
 def draw(panels: Mapping[str, Curves]) -> str:
     """One pair of logarithmic axes per model, side by side."""
-    width = _LEFT + len(panels) * (_PANEL + _GAP) - _GAP + 16
+    width = _LEFT + len(panels) * (_PANEL + _GAP) - _GAP + _RIGHT
     height = _TOP + _HEIGHT + 44
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -76,11 +76,11 @@ def _panel(title: str, curves: Curves, left: float) -> list[str]:
         share = (math.log10(elapsed) - low) / (high - low)
         return left + math.log10(candidates) / last * _PANEL, _TOP + _HEIGHT * (1 - share)
 
-    parts = [_text(left, _TOP - 14, title, size=14)]
+    parts = [_text(left, _TOP - 28, title, size=14), _text(left - 8, _TOP - 14, "ms", anchor="end")]
     for power in range(low, high + 1):
         x, y = at(1, 10.0**power)
         parts += [_line([(x, y), (x + _PANEL, y)], _GRID, width=1)]
-        parts += [_text(x - 8, y + 4, f"{10.0**power:g} ms", anchor="end")]
+        parts += [_text(x - 8, y + 4, f"{10.0**power:g}", anchor="end")]
     for candidates in (1, 10, 100, 1000, 5000):
         x, y = at(candidates, 10.0**low)
         parts += [_line([(x, y), (x, y - _HEIGHT)], _GRID, width=1)]

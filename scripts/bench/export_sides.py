@@ -12,47 +12,48 @@ import onnx
 import torch
 
 from export.bundle import PassReport
-from export.flops import count_flops
-from export.fp16 import to_fp16
 from export.graph import DenseGraph, export_graph
-from export.int8 import matrix_layers, to_int8, worth_quantizing
 from export.optimize import optimize
+from export.passes import PASSES
 from scripts.bench.export_models import as_tensors
+from scripts.bench.export_precisions import TOLERANCE, make_variants
 from scripts.bench.export_sessions import Feed, Scores, Side
 from torchrank.features.schema import FeatureSchema
 from torchrank.models import RankModel
-
-TOLERANCE = {"fp16": 2e-3, "int8": 1e-2}  # of a probability; of every other side:
-_FP32_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Graphs:
     """The graph as the exporter gives it, ours in each precision, and how ours came about."""
 
-    files: dict[str, Path]  # exporter, fp32, fp16, int8
-    reports: tuple[PassReport, ...]
-
-    def sizes(self, candidates: int) -> dict[tuple[str, str], int]:
-        """Nodes and FLOPs before and after the passes: ("nodes" or "flops", "exporter" or "fp32") -> number."""
-        found = {}
-        for side in ("exporter", "fp32"):
-            proto = onnx.load(self.files[side])
-            found["nodes", side] = len(proto.graph.node)
-            found["flops", side] = count_flops(proto, users=1, candidates=candidates)
-        return found
+    files: dict[str, Path]  # exporter, fp32, and fp16, int8 where the model can have them
+    after: dict[str, Path]  # by the names of the passes that rewrote something, in their order
+    reports: list[PassReport]
+    refused: dict[str, str]  # pass or precision: why it is left out, or over its gate
 
 
 def write_graphs(model: RankModel, schema: FeatureSchema, folder: Path) -> Graphs:
     folder.mkdir(parents=True)
-    files = {side: folder / f"{side}.onnx" for side in ("exporter", "fp32", "fp16", "int8")}
+    files = {side: folder / f"{side}.onnx" for side in ("exporter", "fp32")}
+    graphs = Graphs(files, {}, [], {})
     export_graph(model, schema, files["exporter"])
-    proto, reports = optimize(onnx.load(files["exporter"]), tell=print)
+    proto = onnx.load(files["exporter"])
+    for graph_pass in PASSES:
+        proto, (report,) = optimize(proto, passes=[graph_pass])
+        graphs.reports.append(report)
+        if report.left_out:
+            graphs.refused[report.name] = report.left_out
+        if report.rewrites:
+            graphs.after[report.name] = folder / f"after_{report.name}.onnx"
+            onnx.save(proto, graphs.after[report.name])
     onnx.save(proto, files["fp32"])
-    onnx.save(to_fp16(proto), files["fp16"])
-    layers = [name for name, shape in matrix_layers(proto).items() if worth_quantizing(shape)]
-    onnx.save(to_int8(proto, layers), files["int8"])
-    return Graphs(files, reports)
+    for precision, (graph, refused) in make_variants(proto, model, schema).items():
+        if refused:
+            graphs.refused[precision] = refused
+        if graph:
+            files[precision] = folder / f"{precision}.onnx"
+            onnx.save(graph, files[precision])
+    return graphs
 
 
 def in_torch(model: RankModel, schema: FeatureSchema, feed: Feed, *, compiled: bool) -> dict[str, Side | str]:
@@ -70,11 +71,6 @@ def in_torch(model: RankModel, schema: FeatureSchema, feed: Feed, *, compiled: b
     if compiled:
         sides["compile"] = _compiled(side, module)
     return sides
-
-
-def torch_scores(model: RankModel, schema: FeatureSchema, feed: Feed) -> Scores:
-    with torch.inference_mode():
-        return [scores.numpy() for scores in DenseGraph(model, schema).eval()(*as_tensors(feed, schema))]
 
 
 def _scripted(module: DenseGraph, tensors: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
@@ -98,7 +94,7 @@ def check(name: str, sides: Mapping[str, Side], expected: Scores) -> dict[str, f
     apart: dict[str, float] = {}
     for side, run in sides.items():
         found = max(float(np.abs(mine - theirs).max()) for mine, theirs in zip(run(), expected, strict=True))
-        if not found <= (tolerance := TOLERANCE.get(side, _FP32_TOLERANCE)):
+        if not found <= (tolerance := TOLERANCE.get(side, TOLERANCE["fp32"])):
             raise SystemExit(f"{name}, {side}: its scores are {found:.2g} from torch's, more than {tolerance:g}")
         apart[side] = found
     return apart
