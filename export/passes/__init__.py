@@ -16,6 +16,7 @@ from export.passes.duplicates import remove_duplicates
 from export.passes.flat_products import flatten_products
 from export.passes.fold import fold
 from export.passes.horizontal import fuse_products
+from export.passes.order import order_nodes
 from export.passes.target_attention import split_target_attention
 from export.passes.user_rows import split_user_rows
 
@@ -32,4 +33,5 @@ PASSES: tuple[GraphPass, ...] = (
     GraphPass("horizontal", fuse_products),
     GraphPass("user_rows", split_user_rows),
     GraphPass("flat_products", flatten_products),
+    GraphPass("order", order_nodes),
 )

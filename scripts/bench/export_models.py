@@ -141,9 +141,9 @@ def _mmoe(shrink: int) -> Built:
     return MMoE(schema, experts=8, expert_hidden=hidden, tower=tower), schema
 
 
-def _din(shrink: int, *, normalize: bool = True) -> Built:
-    """Three user and three item fields of dim 32 beside the history."""
-    spec = _spec(user=(3, 0), item=(2, 0), dim=32, shrink=1, history=True)
+def _din(shrink: int, *, dim: int = 64, normalize: bool = True) -> Built:
+    """Three user and three item fields beside the history; dim 64 is that of an id in the paper's code."""
+    spec = _spec(user=(3, 0), item=(2, 0), dim=dim, shrink=1, history=True)
     schema = build_schema(spec, ("click",), DIN.embedding_groups())
     hidden, attention = _widths((200, 80), shrink), _widths((80, 40), shrink)
     return DIN(schema, hidden=hidden, attention_hidden=attention, normalize=normalize), schema
@@ -190,6 +190,7 @@ def _widths(widths: Sequence[int], shrink: int) -> list[int]:
 BENCH_MODELS: dict[str, Callable[[int], Built]] = {
     "mmoe": _mmoe,
     "din": _din,
+    "din_32": lambda shrink: _din(shrink, dim=32),
     "din_sum": lambda shrink: _din(shrink, normalize=False),
     "deepfm": _deepfm,
     "dcnv2": _dcnv2,

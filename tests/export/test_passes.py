@@ -366,6 +366,33 @@ def test_constants_and_dead_code_are_gone() -> None:
     assert ops(after) == {"Mul": 1}
 
 
+# ---- order
+
+
+def test_a_products_first_operand_is_computed_just_before_it() -> None:
+    b = GraphBuilder()
+    rng = np.random.default_rng(11)
+    pairs = b("Tanh", "item_pooled")
+    addend = b("Relu", b("MatMul", "item_pooled", b.constant(rng.standard_normal((ITEM, 5)))))
+    first = b("Gemm", pairs, b.constant(rng.standard_normal((ITEM, 5))), addend)
+    model = b.model(b("Sigmoid", first), b("Exp", addend))
+    after, rewrites = apply("order", model)
+    check_same(model, after, seed=21)
+    assert rewrites
+    assert [node.op_type for node in after.graph.node] == ["MatMul", "Relu", "Tanh", "Gemm", "Sigmoid", "Exp"]
+    assert apply("order", after)[1] == 0
+
+
+def test_a_deep_graph_is_ordered_too() -> None:
+    b = GraphBuilder()
+    x = "item_pooled"
+    for _ in range(3000):
+        x = b("Abs", x)
+    model = b.model(x)
+    after, rewrites = apply("order", model)
+    assert (ops(after)["Abs"], rewrites) == (3000, 0)
+
+
 # ---- what ONNX Runtime fuses itself
 
 
