@@ -21,15 +21,16 @@ from export.golden import NeededRows, TrainerScorer, golden_requests, golden_row
 from export.graph import OPSET, dense_graph
 from export.graph_file import LARGEST_MESSAGE, is_large, save_graph, size_and_sha256
 from export.hot_ids import count_ids, hottest
-from export.latency import latencies_ms
 from export.optimize import check_pass_names, optimize
 from export.output_folder import bundle_folder
 from export.parity import check_parity, golden_difference
 from export.passes import PASSES, GraphPass
 from export.precisions import AUC_GATE, Made, NoVariant, VariantMaker
 from export.report import write_report
+from export.runtime import open_session
 from export.table_pages import write_table
 from export.validation import assembler_of, golden_feeds, validation_rows
+from export.variants import medians_ms
 from torchrank.data.loader import Loader
 from torchrank.data.source import Source
 from torchrank.features.schema import FeatureSchema
@@ -233,7 +234,7 @@ class _Export:
         )
 
     def _timed(self, manifest: Manifest) -> Manifest:
-        taken = latencies_ms({variant.name: self.folder / variant.file for variant in manifest.variants})
+        taken = medians_ms({variant.name: open_session(self.folder / variant.file) for variant in manifest.variants})
         for variant in manifest.variants:
             manifest = _with(manifest, msgspec.structs.replace(variant, latency_ms=taken[variant.name]))
         return manifest

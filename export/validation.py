@@ -23,6 +23,7 @@ from torchrank.features.transform import FeatureTransform
 from torchrank.training.metrics import auc
 
 BATCH_ROWS = 512  # int8 takes one scale for a whole batch: as many candidates as a request may have
+MOST_BYTES = 1 << 30  # of feeds, which stay in memory while int8 looks for its layers
 
 TaskScores = dict[str, NDArray[np.float32]]
 
@@ -61,17 +62,22 @@ def validation_rows(
     request_column: str | None,
     limit: int,
 ) -> Rows:
-    """The first `limit` rows of `source`, or all, in its order, with their labels; a few more where a batch ends."""
+    """The first `limit` rows of `source`, or all, in its order, with their labels; up to the end of a batch.
+
+    Fewer where their feeds have `MOST_BYTES`.
+    """
     tasks = manifest.schema.tasks
     loader = Loader(source, FeatureTransform(manifest.features), tasks, BATCH_ROWS, request_column=request_column)
     feeds: list[Feed] = []
     labels: dict[str, list[NDArray[np.float32]]] = {task: [] for task in tasks}
+    held = 0
     batches = loader.epoch(0)
     for batch in batches:
         feeds.append(assembler.inputs(batch.features, lookup.lookup(manifest.release, assembler.ids(batch.features))))
         for task, values in batch.labels.items():
             labels[task].append(values)
-        if batch.rows_read >= limit:
+        held += sum(value.nbytes for value in feeds[-1].values())
+        if batch.rows_read >= limit or held >= MOST_BYTES:
             batches.close()
             break
     return Rows(feeds, {task: np.concatenate(values) for task, values in labels.items()})

@@ -55,13 +55,12 @@ def time_variants(
     if not sessions:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise InvalidBundle(f"bundle {manifest.release} has no variant that can be taken by itself: {reasons}")
-    seconds = _in_turn(sessions)
-    medians = {name: float(np.median(taken) * 1e3) for name, taken in seconds.items()}
+    medians = medians_ms(sessions)
     return Timing(dict(sorted(medians.items(), key=lambda item: item[1])), left_out)
 
 
-def _in_turn(sessions: dict[str, ort.InferenceSession]) -> dict[str, list[float]]:
-    """Seconds of each run: in turn, so that whatever else the host does is shared."""
+def medians_ms(sessions: dict[str, ort.InferenceSession]) -> dict[str, float]:
+    """Of runs in turn, so that whatever else the host does is shared."""
     feeds = {name: random_feed(session.get_inputs(), **TYPICAL, seed=0) for name, session in sessions.items()}
     for name, session in sessions.items():
         for _ in range(_WARM_UP):
@@ -75,4 +74,4 @@ def _in_turn(sessions: dict[str, ort.InferenceSession]) -> dict[str, list[float]
             began = time.perf_counter()
             session.run(None, feeds[name])
             seconds[name].append(time.perf_counter() - began)
-    return seconds
+    return {name: float(np.median(taken) * 1e3) for name, taken in seconds.items()}

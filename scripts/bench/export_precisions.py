@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from export.validation import Rows
 from export.precisions import NoVariant, VariantMaker
+from export.validation import Rows
 from scripts.bench.export_models import random_request, torch_scores
 from scripts.bench.export_training import Clicks
 from torchrank.features.schema import FeatureSchema

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.metrics import roc_auc_score
 
 import export.precisions
+import export.validation
 from export.build import ExportOptions, export_run
 from export.bundle import Manifest, read_manifest, sha256
 from export.bundle_lookup import BundleLookup
@@ -113,6 +114,19 @@ def test_a_variant_over_its_gate_is_not_written_and_the_manifest_says_so(
     assert [(v.name, v.passed) for v in forced.variants] == [("fp32", True), ("fp16", False), ("int8", True)]
     assert (tmp_path / "forced" / "model.fp16.onnx").is_file()
     assert any(line.startswith("fp16 is written in spite of its gate (--force): AUC of ") for line in told)
+
+
+def test_validation_rows_are_limited_in_number_and_memory(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"force": True, "validation_rows": 600}
+    validation = export_tiny(tiny_run, tmp_path / "some", [], **options).validation
+    assert validation is not None
+    assert validation.rows == 1024  # two batches of 512
+    monkeypatch.setattr(export.validation, "MOST_BYTES", 1)
+    validation = export_tiny(tiny_run, tmp_path / "few", [], **options).validation
+    assert validation is not None
+    assert validation.rows == 512
 
 
 WIDTH, HIDDEN = 64, 64
