@@ -13,7 +13,11 @@ _FREE = frozenset(
     ("Cast", "Concat", "Constant", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Range", "Reshape",
      "Shape", "Size", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 )  # fmt: skip
-_OF_INPUT = frozenset(("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"))
+_OF_INPUT = frozenset(
+    ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+     "ReduceSum", "ReduceSumSquare")
+)  # fmt: skip
+_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _NORMALISATIONS = {"LayerNormalization": 8, "BatchNormalization": 2}
 
 
@@ -52,8 +56,25 @@ def _of_node(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int
         if node.op_type == "Gemm" and attributes.get("transA"):
             inner = shapes.get(node.input[0], (0,))[0]
         return size * (2 * inner + (node.op_type == "Gemm" and len(node.input) > 2))
+    if node.op_type == "Einsum":
+        return 2 * _loops(node, shapes)
+    if node.op_type in _GATES:
+        steps, batch, *_ = shapes.get(node.input[0], (0, 0))
+        directions, hidden_gates, inner = shapes.get(node.input[1], (0, 0, 0))
+        return 2 * steps * batch * directions * hidden_gates * (inner + hidden_gates // _GATES[node.op_type])
     if node.op_type in _NORMALISATIONS:
         return size * _NORMALISATIONS[node.op_type]
     if node.op_type in _OF_INPUT:
         return math.prod(shapes.get(node.input[0], (0,)))
     return size * _PER_ELEMENT.get(node.op_type, 1)
+
+
+def _loops(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How often the innermost line of an Einsum, written as loops over all its letters, is run."""
+    equation = next(attribute.s.decode() for attribute in node.attribute if attribute.name == "equation")
+    terms = equation.replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, name in zip(terms, node.input, strict=True):
+        shape = shapes.get(name, ())
+        sizes |= zip(term.replace("...", "")[::-1], shape[::-1], strict=False)
+    return math.prod(sizes.values())

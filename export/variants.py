@@ -10,11 +10,10 @@ import numpy as np
 import onnxruntime as ort
 
 from export.bundle import InvalidBundle, Manifest
-from export.example_inputs import random_feed
+from export.example_inputs import TYPICAL, random_feed
 from export.runtime import Provider, open_session
 
 AUTO = "auto"  # in place of a variant's name: the fastest
-TYPICAL = {"users": 1, "candidates": 500}  # the request that variants are timed with
 _WARM_UP, _LEAST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 5, 50, 1.0
 
 
@@ -61,7 +60,11 @@ def time_variants(
 
 def medians_ms(sessions: dict[str, ort.InferenceSession]) -> dict[str, float]:
     """Of runs in turn, so that whatever else the host does is shared."""
-    feeds = {name: random_feed(session.get_inputs(), **TYPICAL, seed=0) for name, session in sessions.items()}
+    users, candidates = TYPICAL["users"], TYPICAL["candidates"]
+    feeds = {
+        name: random_feed(session.get_inputs(), users=users, candidates=candidates, seed=0)
+        for name, session in sessions.items()
+    }
     for name, session in sessions.items():
         for _ in range(_WARM_UP):
             session.run(None, feeds[name])

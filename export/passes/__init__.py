@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from export.passes.canonical import write_canonically
 from export.passes.duplicates import remove_duplicates
 from export.passes.flat_products import flatten_products
 from export.passes.fold import fold
@@ -28,6 +29,7 @@ class GraphPass(NamedTuple):
 
 PASSES: tuple[GraphPass, ...] = (
     GraphPass("fold", fold),
+    GraphPass("canonical", write_canonically),
     GraphPass("duplicates", remove_duplicates),
     GraphPass("target_attention", split_target_attention),
     GraphPass("horizontal", fuse_products),

@@ -109,11 +109,11 @@ def _parts(value: ir.Value, axis: int, edit: Edit) -> list[_Part] | None:
     if node.op_type == "Concat" and attribute(node, "axis", 0) % dims == axis % dims:
         return _concatenated(node, axis, edit)
     if node.op_type in _UNARY:
-        return _each(edit, node.inputs[0], axis, lambda part: edit.like(node, [part])[0])
+        return _each(edit, node, axis, lambda part: edit.like(node, [part])[0])
     if node.op_type == "Mul" and node.inputs[0] is node.inputs[1]:
-        return _each(edit, node.inputs[0], axis, lambda part: edit.like(node, [part, part])[0])
+        return _each(edit, node, axis, lambda part: edit.like(node, [part, part])[0])
     if node.op_type == "Pow" and (exponent := constant(node.inputs[1])) is not None and exponent.size == 1:
-        return _each(edit, node.inputs[0], axis, lambda part: edit.like(node, [part, node.inputs[1]])[0])
+        return _each(edit, node, axis, lambda part: edit.like(node, [part, node.inputs[1]])[0])
     if node.op_type == "Reshape" and (dims, axis % dims) == (3, 1):
         return _fields(node, edit)
     return None
@@ -129,12 +129,13 @@ def _concatenated(node: ir.Node, axis: int, edit: Edit) -> list[_Part] | None:
     return parts
 
 
-def _each(edit: Edit, value: ir.Value | None, axis: int, make: Callable[[ir.Value], ir.Value]) -> list[_Part] | None:
-    """`make` of each part of `value`."""
+def _each(edit: Edit, node: ir.Node, axis: int, make: Callable[[ir.Value], ir.Value]) -> list[_Part] | None:
+    """`make` of each part of the node's first input."""
+    value, kind = node.inputs[0], node.outputs[0].type
     parts = None if value is None else _parts(value, axis, edit)
     if parts is None:
         return None
-    return [_Part(_on_rows(edit, part.value, make, part.value.shape), part.width) for part in parts]
+    return [_Part(_on_rows(edit, part.value, make, part.value.shape, kind), part.width) for part in parts]
 
 
 def _fields(node: ir.Node, edit: Edit) -> list[_Part] | None:
@@ -143,19 +144,28 @@ def _fields(node: ir.Node, edit: Edit) -> list[_Part] | None:
     parts = None if value is None or rank(value) != 2 else _parts(value, 1, edit)
     if parts is None or dim is None or any(part.width % dim for part in parts):
         return None
-    return [_as_fields(edit, part, dim) for part in parts]
+    if (static(node.outputs[0], 1) or 0) * dim != sum(part.width for part in parts):
+        return None  # rows run together
+    return [_as_fields(edit, part, dim, node.outputs[0].type) for part in parts]
 
 
-def _as_fields(edit: Edit, part: _Part, dim: int) -> _Part:
+def _as_fields(edit: Edit, part: _Part, dim: int, kind: ir.TypeProtocol | None) -> _Part:
     fields = part.width // dim
     shape = edit.integers(-1, fields, dim)
-    made = _on_rows(edit, part.value, lambda columns: edit("Reshape", columns, shape), ir.Shape([None, fields, dim]))
+    sizes = ir.Shape([None, fields, dim])
+    made = _on_rows(edit, part.value, lambda columns: edit("Reshape", columns, shape), sizes, kind)
     return _Part(made, fields)
 
 
-def _on_rows(edit: Edit, value: ir.Value, make: Callable[[ir.Value], ir.Value], shape: ir.Shape | None) -> ir.Value:
+def _on_rows(
+    edit: Edit,
+    value: ir.Value,
+    make: Callable[[ir.Value], ir.Value],
+    shape: ir.Shape | None,
+    kind: ir.TypeProtocol | None,
+) -> ir.Value:
     """`make` of a value of which it is row-wise: where the rows are users', on those, taken afterwards."""
     source, node = user_gather(value), value.producer()
     made = make(value) if source is None or node is None else edit("Gather", make(source), node.inputs[1], axis=0)
-    made.shape, made.type = shape, value.type
+    made.shape, made.type = shape, kind
     return made

@@ -6,16 +6,17 @@ import onnx_ir as ir
 from onnx_ir.passes.common import (
     CommonSubexpressionEliminationPass,
     DeduplicateHashedInitializersPass,
-    IdentityEliminationPass,
     RemoveUnusedNodesPass,
 )
+
+from export.passes.graph_edits import drop_identities
 
 
 def remove_duplicates(model: ir.Model) -> int:
     """Constants first: equal subgraphs often differ by no more than the names of equal constants."""
     before = model.graph.num_nodes()
+    drop_identities(model)
     for tidy in (
-        IdentityEliminationPass(),
         DeduplicateHashedInitializersPass(size_limit=1 << 24),
         CommonSubexpressionEliminationPass(),
         RemoveUnusedNodesPass(),

@@ -49,6 +49,8 @@ def _flatten(graph: ir.Graph, node: ir.Node) -> bool:
         rows, weight, _ = found
         bias = constant(added)
         per_row = rank(added) == 3 and (static(added, 1), static(added, 2)) == (keys, width) and bias is None
+        if weight.shape[1] != width or (per_row and 1 in (static(added, 0), static(rows, 0))):
+            continue
         if rank(rows) != 3 or static(rows, 1) != keys or not (per_row or (bias is not None and bias.ndim == 1)):
             continue
         if per_row and producer(added, "MatMul") is not None:

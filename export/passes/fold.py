@@ -10,26 +10,37 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.optimizer import fold_constants
 
-from export.passes.graph_edits import Edit, floats, infer_shapes, linear, nodes_of, producer, rank, replace, used_once
+from export.passes.graph_edits import (
+    Edit,
+    drop_identities,
+    floats,
+    infer_shapes,
+    linear,
+    nodes_of,
+    producer,
+    rank,
+    replace,
+    used_once,
+)
 
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def fold(model: ir.Model) -> int:
-    """Returns how many nodes are gone."""
-    before = model.graph.num_nodes()
+    """Returns how many products took a normalisation in, and how many other nodes are gone."""
     infer_shapes(model)
-    for node in nodes_of(model):
-        _fold_behind(model.graph, node)
-    for node in nodes_of(model):
-        _fold_before(model.graph, node)
-    fold_constants(model)
-    IdentityEliminationPass()(model)
+    folded = sum(_fold_behind(model.graph, node) for node in nodes_of(model))
     RemoveUnusedNodesPass()(model)
-    return before - model.graph.num_nodes()
+    folded += sum(_fold_before(model.graph, node) for node in nodes_of(model))
+    RemoveUnusedNodesPass()(model)
+    before = model.graph.num_nodes()
+    fold_constants(model)
+    drop_identities(model)
+    RemoveUnusedNodesPass()(model)
+    return folded + max(0, before - model.graph.num_nodes())
 
 
 def _affine(node: ir.Node | None) -> Affine | None:
@@ -44,35 +55,37 @@ def _affine(node: ir.Node | None) -> Affine | None:
     return a, shift - a * mean
 
 
-def _fold_behind(graph: ir.Graph, node: ir.Node) -> None:
+def _fold_behind(graph: ir.Graph, node: ir.Node) -> bool:
     affine = _affine(node)
     product = producer(node.inputs[0], "Gemm", "MatMul") if affine else None
     found = None if product is None else linear(product)
     if affine is None or found is None or product is None or not used_once(product.outputs[0]):
-        return
+        return False
     rows, weight, added = found
     bias = floats(added)
-    if rank(rows) != 2 or (added is not None and bias is None):
-        return
+    if added is not None and bias is None:
+        return False
     a, c = affine
     _replace_product(graph, node, rows, weight * a, c if bias is None else a * bias + c)
+    return True
 
 
-def _fold_before(graph: ir.Graph, node: ir.Node) -> None:
+def _fold_before(graph: ir.Graph, node: ir.Node) -> bool:
     found = linear(node)
     norm = producer(found[0], "BatchNormalization") if found else None
     affine = _affine(norm)
     if found is None or norm is None or affine is None or norm.inputs[0] is None:
-        return
+        return False
     _, weight, added = found
     bias = floats(added)
     if added is not None and bias is None:
-        return
+        return False
     a, c = affine
     constant_part = c @ weight.astype(np.float64)
     _replace_product(
         graph, node, norm.inputs[0], a[:, np.newaxis] * weight, constant_part if bias is None else constant_part + bias
     )
+    return True
 
 
 def _replace_product(
@@ -80,4 +93,5 @@ def _replace_product(
 ) -> None:
     edit = Edit(graph, node)
     product = edit("Gemm", rows, edit.constant(weight.astype(np.float32)), edit.constant(bias.astype(np.float32)))
+    product.shape, product.type = node.outputs[0].shape, node.outputs[0].type
     replace(node.outputs[0], product)

@@ -73,9 +73,11 @@ def axes_of(node: ir.Node, given_as: int = 1) -> list[int] | None:
 def user_gather(value: ir.Value | None) -> ir.Value | None:
     """x where the value is x's rows by `user_index`: one per candidate, out of one per user. Else None."""
     node = producer(value, "Gather")
-    if node is None or attribute(node, "axis", 0) or not is_user_index(node.inputs[1]):
+    source = None if node is None else node.inputs[0]
+    if node is None or source is None or not is_user_index(node.inputs[1]):
         return None
-    return node.inputs[0]
+    axis = attribute(node, "axis", 0)
+    return source if axis == 0 or axis == -(rank(source) or 0) else None
 
 
 def is_user_index(value: ir.Value | None) -> bool:
@@ -126,11 +128,28 @@ class Edit:
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """In every use, as an output of the graph too: then the new value takes the name."""
+    """In every use, as an output of the graph too: then the new value takes the name, by an Identity where it has one
+    that has to stay."""
+    place = old.producer()
+    if old.is_graph_output() and place is not None and _has_its_name(new):
+        assert isinstance(place.graph, ir.Graph)
+        new = Edit(place.graph, place)("Identity", new)
     if old.is_graph_output():
         new.shape, new.type = old.shape, old.type
         old.name, new.name = f"{old.name}.before", old.name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def _has_its_name(value: ir.Value) -> bool:
+    return value.is_graph_input() or value.is_graph_output() or value.is_initializer()
+
+
+def drop_identities(model: ir.Model) -> None:
+    """But for those that give an output of the graph its name."""
+    for node in nodes_of(model):
+        source = node.inputs[0] if node.op_type == "Identity" and not node.domain else None
+        if source is not None and not node.outputs[0].is_graph_output():
+            replace(node.outputs[0], source)
 
 
 def nodes_of(model: ir.Model) -> Iterator[ir.Node]:

@@ -51,23 +51,26 @@ def _fuse_columns(graph: ir.Graph, nodes: Sequence[ir.Node]) -> int:
 
 def _fuse_mixtures(model: ir.Model) -> int:
     """MatMul(G [N, a, E], X [N, E, D]) of one X, which is no constant."""
-    groups: dict[int, list[ir.Node]] = defaultdict(list)
+    groups: dict[tuple[int, bool, int | None], list[ir.Node]] = defaultdict(list)
     for node in nodes_of(model):
         if node.op_type != "MatMul" or node.domain or constant(node.inputs[1]) is not None:
             continue
         left, right = node.inputs
         if left is not None and right is not None and rank(left) == rank(right) == 3 and static(left, 1) is not None:
-            groups[id(right)].append(node)
+            groups[id(right), static(left, 0) == 1, static(left, 2)].append(node)
     return sum(_fuse_rows(model.graph, _independent(nodes)) for nodes in groups.values())
 
 
 def _independent(nodes: Sequence[ir.Node]) -> list[ir.Node]:
-    """Those of the nodes, in the order of the graph, that need the output of no other one."""
-    chosen: list[ir.Node] = []
+    """Those of the nodes of which none needs another's output, also where the graph is no longer in order."""
+    chosen: dict[int, set[int]] = {}  # node -> all that it needs
+    found = []
     for node in nodes:
-        if not _needed_by(node) & {id(other) for other in chosen}:
-            chosen.append(node)
-    return chosen
+        needed = _needed_by(node)
+        if not needed & chosen.keys() and not any(id(node) in others for others in chosen.values()):
+            chosen[id(node)] = needed
+            found.append(node)
+    return found
 
 
 def _needed_by(node: ir.Node) -> set[int]:

@@ -101,7 +101,7 @@ def _transpose(node: ir.Node, moving: Sequence[bool]) -> bool:
 def _reshape(node: ir.Node, moving: Sequence[bool]) -> bool:
     """Row by row: what is behind axis 0 has the same, known, number of elements before and after."""
     value, shape = node.inputs[0], integers(node.inputs[1])
-    if not moving[0] or value is None or shape is None or attribute(node, "allowzero", 0):
+    if not moving[0] or value is None or shape is None or (attribute(node, "allowzero", 0) and 0 in shape):
         return False
     behind = [static(value, axis) for axis in range(1, _rank(value))]
     if any(size is None for size in behind) or len(shape) < 1:

@@ -77,7 +77,7 @@ def _expanded(value: ir.Value | None) -> ir.Value | None:
 
 def _covers(other: ir.Value, small: ir.Value, result: ir.Value) -> bool:
     """Whether small with other has the shape of the expanded one with other: other has the keys' axis."""
-    if _expanded(other) is not None or rank(other) != rank(small):
+    if _expanded(other) is not None or rank(other) != rank(small) or 1 in (static(other, 0), static(small, 0)):
         return False
     return static(other, 1) == static(result, 1) and static(other, 2) == static(small, 2) == static(result, 2)
 
@@ -90,20 +90,23 @@ def _split(graph: ir.Graph, node: ir.Node) -> bool:
     sources = _sources(concat, found[1])
     if sources is None or sum(source.columns for source in sources if not source.once) >= len(found[1]):
         return False
+    keys = static(concat.outputs[0], 1)
+    if not any(static(source.value, 1) == keys for source in sources):
+        return False  # one that is there for every key gives the sum its shape
     added = _bias_add(node)
     edit = Edit(graph, node if added is None else added[0])
     per_pair = [source for source in sources if not source.once]
-    small = [edit("MatMul", source.value, edit.constant(source.weight)) for source in sources if source.once]
+    terms = [edit("MatMul", source.value, edit.constant(source.weight)) for source in sources if source.once]
     if added is not None:
-        small[0] = edit("Add", small[0], added[1])
-    total = small[0]
-    for value in small[1:]:
-        total = edit("Add", total, value)
+        terms = [edit("Add", terms[0], added[1]), *terms[1:]] if terms else [added[1]]
     if per_pair:
         values = [source.value for source in per_pair]
         pairs = values[0] if len(values) == 1 else edit("Concat", *values, axis=-1)
         weight = edit.constant(np.concatenate([source.weight for source in per_pair]))
-        total = edit("Add", edit("MatMul", pairs, weight), total)
+        terms.append(edit("MatMul", pairs, weight))
+    total = terms[0]
+    for term in terms[1:]:
+        total = edit("Add", term, total)
     replace((node if added is None else added[0]).outputs[0], total)
     return True
 
@@ -153,7 +156,7 @@ def _terms(value: ir.Value, parts: set[int]) -> list[tuple[ir.Value, int]]:
     if node is not None:
         sides = [_source(side) for side in node.inputs]
         known = [side for side in sides if side is not None and id(side) in parts]
-        if len(known) == 2:
+        if len(known) == 2 and all(static(side, -1) == static(value, -1) for side in known):
             return [(known[0], 1), (known[1], -1 if node.op_type == "Sub" else 1)]
     source = _source(value)
     assert source is not None

@@ -17,9 +17,10 @@ from embedding_store.lookup import EmbeddingLookup
 from embedding_store.open import open_store
 from embedding_store.store import EmbeddingStore
 from export.bundle import Manifest, read_golden, read_manifest
+from export.example_inputs import TYPICAL
 from export.runtime import Provider
 from export.session import Scorer
-from export.variants import AUTO, TYPICAL, time_variants
+from export.variants import AUTO, time_variants
 from torchrank.features.transform import FeatureTransform
 from torchrank.serving import server
 from torchrank.serving.app import Service, build_app
