@@ -41,3 +41,46 @@ def test_a_process_may_make_one_group_after_another() -> None:
             assert (ranks.rank, ranks.world_size, ranks.largest(7)) == (0, 1, 7)
             ranks.barrier()
         assert not dist.is_initialized()
+
+
+FAILING = """
+import tests.training.gloo_threads
+import torch
+from torchrank.training.distributed import process_group
+
+def train():
+    with process_group("cpu", threads=1) as ranks:
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1), process_group=ranks.control)
+        model(torch.ones(3, 2)).sum().backward()
+        ranks.barrier()
+        raise RuntimeError("on purpose")
+
+train()
+"""
+
+
+def test_a_rank_that_fails_leaves_no_thread(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    done = run_module("failing", cwd=tmp_path, ranks=2)
+    assert done.returncode == 1
+    assert "RuntimeError: on purpose" in done.stderr
+    assert "gloo threads left: 0" in done.stdout  # of the rank that torchrun did not stop first
+    assert "gloo threads left: 2" not in done.stdout
+
+
+FORKING = """
+import os
+from torchrank.training.distributed import process_group
+with process_group("cpu", threads=1) as ranks:
+    ranks.barrier()
+child = os.fork()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    print("the child has ended")
+"""
+
+
+def test_a_forked_child_ends(tmp_path: Path) -> None:
+    (tmp_path / "forking.py").write_text(FORKING)
+    done = run_module("forking", cwd=tmp_path)
+    assert done.stdout.splitlines() == ["the child has ended"], done.stderr

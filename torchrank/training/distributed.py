@@ -9,16 +9,22 @@ before the interpreter ends, and what joins them is that nobody refers to the gr
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before there is a group: what these two find when they are first imported
-import torch.distributed.optim  # stays the default of arguments
+
+# Both bind `group=dist.group.WORLD` as a default argument when they are first imported, and would keep a group that is
+# there by then. So they are imported before there is one.
+import torch.distributed.nn.functional
+import torch.distributed.optim
 from torch import Tensor
 
 
@@ -123,8 +129,21 @@ def _join_threads() -> None:
     The reference from here is the last one because it is Python's, which frees the lock while it joins. That of a
     DistributedDataParallel's reducer does not, and would wait for a thread that waits for the lock.
     """
+    failure = getattr(sys, "last_traceback", None)
+    if failure is not None:  # was printed; its frames still refer to what the failed function had
+        traceback.clear_frames(failure)
     gc.collect()
     _groups.clear()
+
+
+def _leave_threads() -> None:
+    """In a forked child the threads are not there, and joining them would never end: nothing lets go of the groups."""
+    for group in _groups:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+    _groups.clear()
+
+
+os.register_at_fork(after_in_child=_leave_threads)
 
 
 def _device(device: str) -> torch.device:
