@@ -6,6 +6,7 @@ import errno
 import hashlib
 import resource
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,6 +68,65 @@ def test_an_export_killed_between_the_renames_has_lost_nothing(old: Path) -> Non
     with pytest.raises(ValueError, match="--force"), bundle_folder(old):
         pass
     assert contents(old) == before
+
+
+def test_two_exports_to_one_output_do_not_mix(tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    with bundle_folder(output) as folder:
+        write_new(folder)
+        (tmp_path / "link").symlink_to(tmp_path)
+        for name in (output, tmp_path / "link" / "bundle", tmp_path / "link" / ".." / tmp_path.name / "bundle"):
+            with pytest.raises(ValueError, match=f"another export is writing {output}$"), bundle_folder(name):
+                pytest.fail("a folder to write to")
+        with bundle_folder(tmp_path / "other") as other:
+            write_new(other)
+        assert contents(folder).keys() == {"manifest.json"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "link", "other"]
+
+
+def test_of_many_exports_at_once_one_writes(tmp_path: Path) -> None:
+    """Each holds the lock for a moment only, so that many find a lock file that is about to go."""
+    writing: list[int] = []
+
+    def fail(number: int) -> str:
+        try:
+            with bundle_folder(tmp_path / "bundle") as folder:
+                writing.append(number)
+                assert (writing, list(folder.iterdir())) == ([number], [])
+                write_new(folder)
+                writing.remove(number)
+                raise RuntimeError("half way")
+        except (RuntimeError, ValueError) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        reasons = set(pool.map(fail, range(400)))
+    assert reasons - {f"another export is writing {tmp_path / 'bundle'}"} == {"half way"}
+    with bundle_folder(tmp_path / "bundle") as folder:
+        write_new(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_only_what_killed_exports_of_this_output_left_goes(tmp_path: Path) -> None:
+    for name in (".bundle.partial-0123abcd", ".bundle.partial-mine", ".bundle2.partial-0123abcd"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".bundle.lock").touch()
+    with bundle_folder(tmp_path / "bundle") as folder:
+        write_new(folder)
+    names = [".bundle.partial-mine", ".bundle2.partial-0123abcd", "bundle"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / "bundle").stat().st_mode == tmp_path.joinpath(names[0]).stat().st_mode  # others may read it
+
+
+@pytest.mark.parametrize("name", [".", "tables/..", "tables/../../bundle"])
+def test_the_working_directory_may_be_the_output(name: str, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(old)
+    with pytest.raises(ValueError, match=f"^{old} exists: name another"), bundle_folder(Path(name)):
+        pytest.fail("a folder to write to")
+    with bundle_folder(Path(name), force=True) as folder:
+        write_new(folder)
+    assert contents(old).keys() == {"manifest.json"}
+    assert [path.name for path in old.parent.iterdir()] == ["bundle"]
 
 
 def _file(path: Path) -> None:
