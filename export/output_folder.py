@@ -16,6 +16,7 @@ import msgspec
 
 from embedding_store.file_locks import locked_if_free
 
+_OF_A_TABLE = ("pages", "ids", "hot", "counts")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -104,9 +105,19 @@ def _no_bundle(folder: Path) -> str:
         return "has no manifest of a bundle"
     if not {"schema_version", "model", "version", "tables", "variants"} <= manifest.keys():
         return "has a manifest that is not a bundle's"
-    foreign = [p.name for p in sorted(folder.iterdir()) if p.name not in _FILES and not p.name.endswith(_SUFFIXES)]
-    return f"holds {foreign[0]!r}, which is not a bundle's" if foreign else ""
+    try:
+        ours = _written(manifest)
+    except (TypeError, KeyError):
+        return "has a manifest that is not a bundle's"
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or (name not in ours if path.is_file() else name != "tables"):
+            return f"holds {name!r}, which is not a bundle's"
+    return ""
 
 
-_FILES = ("manifest.json", "golden.jsonl", "report.html", "tables")
-_SUFFIXES = (".onnx", ".onnx.data")
+def _written(manifest: dict[str, Any]) -> set[str]:
+    """The files that an export may have written beside that manifest."""
+    graphs = {variant["file"] for variant in manifest["variants"]}
+    tables = {f"tables/{table['name']}.{kind}" for table in manifest["tables"] for kind in _OF_A_TABLE}
+    return {"manifest.json", "golden.jsonl", "report.html", *graphs, *(f"{file}.data" for file in graphs), *tables}

@@ -147,9 +147,24 @@ def _other_manifest(path: Path) -> None:
     (path / "manifest.json").write_text('{"schema_version": 1, "name": "web extension"}')
 
 
-def _bundle_with_more(path: Path) -> None:
+def _bundle_with(name: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        build_bundle(path)
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("mine")
+
+    return make
+
+
+def _bundle_with_folder(path: Path) -> None:
     build_bundle(path)
-    (path / "notes.txt").write_text("mine")
+    (path / "report.html").mkdir()
+
+
+def _linked_tables(path: Path) -> None:
+    build_bundle(path)
+    (path / "tables").rename(path.with_name("elsewhere"))
+    (path / "tables").symlink_to(path.with_name("elsewhere"))
 
 
 def _link(path: Path) -> None:
@@ -164,7 +179,13 @@ def _link(path: Path) -> None:
         (_empty, "has no manifest of a bundle"),
         (_photographs, "has no manifest of a bundle"),
         (_other_manifest, "has a manifest that is not a bundle's"),
-        (_bundle_with_more, "holds 'notes.txt', which is not a bundle's"),
+        (_bundle_with("notes.txt"), "holds 'notes.txt', which is not a bundle's"),
+        (_bundle_with("mine.onnx"), "holds 'mine.onnx', which is not a bundle's"),
+        (_bundle_with("tables/mine.pages"), "holds 'tables/mine.pages', which is not a bundle's"),
+        (_bundle_with("tables/item_id.csv"), "holds 'tables/item_id.csv', which is not a bundle's"),
+        (_bundle_with("more/item_id.pages"), "holds 'more', which is not a bundle's"),
+        (_bundle_with_folder, "holds 'report.html', which is not a bundle's"),
+        (_linked_tables, "holds 'tables', which is not a bundle's"),
         (_link, "is not a folder"),
     ],
 )
@@ -175,6 +196,12 @@ def test_force_replaces_nothing_but_a_bundle(make: Callable[[Path], None], reaso
     with pytest.raises(ValueError, match=message), bundle_folder(tmp_path / "there", force=True):
         pytest.fail("a folder to write to")
     assert contents(tmp_path) == before
+
+
+def test_all_that_an_export_may_have_written_is_replaced(old: Path) -> None:
+    for name in ("report.html", "model.onnx.data", "tables/item_id.ids", "tables/item_id.counts"):
+        (old / name).touch()
+    check_output(old, force=True)
 
 
 def test_a_bundle_of_an_older_schema_may_be_replaced(old: Path) -> None:
