@@ -31,7 +31,7 @@ from export.report import write_report
 from export.runtime import RUN_ERRORS, open_session
 from export.table_pages import write_table
 from export.validation import assembler_of, golden_feeds, validation_rows
-from export.variants import medians_ms
+from export.variants import RunFailed, medians_ms
 from torchrank.data.loader import Loader
 from torchrank.data.source import Source
 from torchrank.features.schema import FeatureSchema
@@ -218,7 +218,7 @@ class _Export:
         except NoVariant as error:
             return self._without(manifest, name, str(error))
         except _UNFIT_FILE as error:
-            return self._without(manifest, name, f"its file does not run: {error}")
+            return self._without(manifest, name, f"its file does not run: {str(error).strip()}")
         if made.misfit is not None:
             self.tell(f"{name} is written in spite of its gate (--force): {made.misfit}")
         self.tell(f"{name}: differs from the trainer by {variant.max_abs_diff:.1e} at most, {_signed(made.auc_diff)}")
@@ -257,7 +257,13 @@ class _Export:
         )
 
     def _timed(self, manifest: Manifest) -> Manifest:
-        taken = medians_ms({variant.name: open_session(self.folder / variant.file) for variant in manifest.variants})
+        """With each variant's latency; less those that fail at a request of that size. Raises RunFailed of fp32."""
+        try:
+            taken = medians_ms({each.name: open_session(self.folder / each.file) for each in manifest.variants})
+        except RunFailed as failure:
+            if failure.name == "fp32":
+                raise
+            return self._timed(self._without(manifest, failure.name, str(failure)))
         for variant in manifest.variants:
             manifest = _with(manifest, msgspec.structs.replace(variant, latency_ms=taken[variant.name]))
         return manifest

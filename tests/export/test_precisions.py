@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import export.build
 import export.precisions
 import export.validation
 from export.build import ExportOptions, export_run
-from export.bundle import Manifest, read_manifest, sha256
+from export.bundle import InvalidBundle, Manifest, read_manifest, sha256
 from export.bundle_lookup import BundleLookup
 from export.example_inputs import in_memory
 from export.int8 import matrix_layers, to_int8
 from export.precisions import AUC_GATE, NoVariant, VariantMaker
 from export.session import Scorer
 from export.validation import Rows
+from export.variants import RunFailed, medians_ms
 from torchrank.features.transform import FeatureTransform
 from torchrank.training.quiet import quiet_libraries
 from torchrank.training.run import Run
@@ -289,6 +291,29 @@ def test_a_variant_whose_file_is_not_its_graph_is_left_out(
     ]
     assert [path.name for path in (tmp_path / "bundle").glob("*.onnx*")] == ["model.onnx"]
     assert read_manifest(tmp_path / "bundle") == manifest
+
+
+def test_a_variant_that_fails_at_a_request_of_the_usual_size_is_left_out(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> Callable[[dict[str, ort.InferenceSession]], dict[str, float]]:
+        def time(sessions: dict[str, ort.InferenceSession]) -> dict[str, float]:
+            if name in sessions:
+                raise RunFailed(name, RuntimeError("out of memory"))
+            return medians_ms(sessions)
+
+        return time
+
+    monkeypatch.setattr(export.build, "medians_ms", fail("int8"))
+    manifest = export_tiny(tiny_run, tmp_path / "bundle", [], force=True)
+    assert [variant.name for variant in manifest.variants] == ["fp32", "fp16"]
+    assert all(variant.latency_ms for variant in manifest.variants)
+    assert manifest.variants_left_out == {"int8": "a request of 500 candidates fails: out of memory"}
+    assert not (tmp_path / "bundle" / "model.int8.onnx").exists()
+    monkeypatch.setattr(export.build, "medians_ms", fail("fp32"))
+    with pytest.raises(InvalidBundle, match="a request of 500 candidates fails"):
+        export_tiny(tiny_run, tmp_path / "none", [])
+    assert not (tmp_path / "none").exists()
 
 
 def test_fp16_names_the_nodes_whose_values_it_does_not_hold() -> None:
