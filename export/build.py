@@ -61,6 +61,7 @@ class ExportOptions:
     counted_rows: int = 1_000_000  # of the training data, to find the hot ids
     validation_rows: int = 50_000  # that variants are measured on
     largest_message: int = LARGEST_MESSAGE  # bytes of a graph in one file
+    largest_optimized: int = 200_000_000  # bytes of weights: passes keep every graph that they try, and its session
 
 
 def export_run(
@@ -131,16 +132,15 @@ class _Export:
 
     def _optimized(self) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
         graph, options = dense_graph(self.model, self.schema), self.options
-        if self._is_large(graph):
-            return graph, ()
+        # ONNX Runtime takes a message that is too large only from files; passes and variants try many graphs in memory.
+        for most, consequence in (
+            (options.largest_message, "no passes, no variants"),
+            (options.largest_optimized, "no passes, which would take about 18 times as much memory"),
+        ):
+            if is_large(graph, most):
+                self.tell(f"the graph's weights have more than {most:,} bytes: {consequence}")
+                return graph, ()
         return optimize(graph, without=options.without, passes=options.passes, tell=self.tell)
-
-    def _is_large(self, graph: onnx.ModelProto) -> bool:
-        """ONNX Runtime takes such a one only from files, and passes and variants try many graphs."""
-        if not is_large(graph, self.options.largest_message):
-            return False
-        self.tell(f"the graph's weights have more than {self.options.largest_message:,} bytes: no passes, no variants")
-        return True
 
     def _write_graph(self, name: str, graph: onnx.ModelProto) -> Variant:
         path = self._graph_path(name)

@@ -340,3 +340,12 @@ def test_a_graph_of_two_files_loads_and_is_hashed_whole(tiny_run: Path, tmp_path
     assert "the graph's weights have more than 10,000 bytes: no passes, no variants" in told
     assert variant.max_abs_diff <= 1e-5  # the parity gate has loaded it
     ort.InferenceSession(one, providers=["CPUExecutionProvider"])
+
+
+def test_a_graph_too_large_for_passes_has_variants(tiny_run: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    manifest = export_tiny(tiny_run, tmp_path / "bundle", told, largest_optimized=10_000, force=True, report=True)
+    assert manifest.passes == ()
+    assert [variant.name for variant in manifest.variants] == ["fp32", "fp16", "int8"]
+    assert any(line.startswith("the graph's weights have more than 10,000 bytes: no passes, which") for line in told)
+    assert not any("no variants" in line for line in told)
