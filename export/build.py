@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,12 +15,12 @@ import onnx
 import torchrank
 from embedding_store.access_counts import count_groups, write_counts
 from embedding_store.release import Codec, TableInfo
-from export.bundle import Golden, Manifest, PassReport, Validation, Variant, write_manifest
+from export.bundle import Golden, InvalidBundle, Manifest, PassReport, Validation, Variant, write_manifest
 from export.bundle_lookup import BundleLookup
 from export.checkpoint_tables import CheckpointTables, load_dense
 from export.golden import NeededRows, TrainerScorer, golden_requests, golden_rows
 from export.graph import OPSET, dense_graph
-from export.graph_file import LARGEST_MESSAGE, is_large, save_graph, size_and_sha256
+from export.graph_file import LARGEST_MESSAGE, data_file, is_large, save_graph, size_and_sha256
 from export.hot_ids import count_ids, hottest
 from export.optimize import check_pass_names, optimize
 from export.output_folder import bundle_folder
@@ -27,10 +28,10 @@ from export.parity import check_parity, golden_difference
 from export.passes import PASSES, GraphPass
 from export.precisions import AUC_GATE, Made, NoVariant, VariantMaker
 from export.report import write_report
-from export.runtime import open_session
+from export.runtime import RUN_ERRORS, open_session
 from export.table_pages import write_table
 from export.validation import assembler_of, golden_feeds, validation_rows
-from export.variants import medians_ms
+from export.variants import RunFailed, medians_ms
 from torchrank.data.loader import Loader
 from torchrank.data.source import Source
 from torchrank.features.schema import FeatureSchema
@@ -41,6 +42,7 @@ from torchrank.training.run import Run
 from torchrank.training.targets import build_target
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "int8": 1e-2}  # of the graph's precision, and of the row codec
+_UNFIT_FILE = (InvalidBundle, onnx.checker.ValidationError, *RUN_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class ExportOptions:
     counted_rows: int = 1_000_000  # of the training data, to find the hot ids
     validation_rows: int = 50_000  # that variants are measured on
     largest_message: int = LARGEST_MESSAGE  # bytes of a graph in one file
+    largest_optimized: int = 200_000_000  # bytes of weights: passes keep every graph that they try, and its session
 
 
 def export_run(
@@ -129,19 +132,18 @@ class _Export:
 
     def _optimized(self) -> tuple[onnx.ModelProto, tuple[PassReport, ...]]:
         graph, options = dense_graph(self.model, self.schema), self.options
-        if self._is_large(graph):
-            return graph, ()
+        # ONNX Runtime takes a message that is too large only from files; passes and variants try many graphs in memory.
+        for most, consequence in (
+            (options.largest_message, "no passes, no variants"),
+            (options.largest_optimized, "no passes, which would take about 18 times as much memory"),
+        ):
+            if is_large(graph, most):
+                self.tell(f"the graph's weights have more than {most:,} bytes: {consequence}")
+                return graph, ()
         return optimize(graph, without=options.without, passes=options.passes, tell=self.tell)
 
-    def _is_large(self, graph: onnx.ModelProto) -> bool:
-        """ONNX Runtime takes such a one only from files, and passes and variants try many graphs."""
-        if not is_large(graph, self.options.largest_message):
-            return False
-        self.tell(f"the graph's weights have more than {self.options.largest_message:,} bytes: no passes, no variants")
-        return True
-
     def _write_graph(self, name: str, graph: onnx.ModelProto) -> Variant:
-        path = self.folder / ("model.onnx" if name == "fp32" else f"model.{name}.onnx")
+        path = self._graph_path(name)
         save_graph(graph, path, self.options.largest_message)
         onnx.checker.check_model(path, full_check=True)
         size, digest = size_and_sha256(path)
@@ -149,6 +151,9 @@ class _Export:
         return Variant(
             name=name, file=path.name, sha256=digest, bytes=size, max_abs_diff=0.0, tolerance=self._tolerance(name)
         )
+
+    def _graph_path(self, name: str) -> Path:
+        return self.folder / ("model.onnx" if name == "fp32" else f"model.{name}.onnx")
 
     def _tolerance(self, name: str) -> float:
         return max(TOLERANCE[name], TOLERANCE[self.options.row_codec])
@@ -207,22 +212,40 @@ class _Export:
         """The manifest with that variant, whose file is written, or with the reason why there is none."""
         try:
             made = maker.make(name)
-            reason = None if self.options.force else made.misfit
+            if made.misfit is not None and not self.options.force:
+                raise NoVariant(made.misfit)
+            variant = self._compared(manifest, self._measured(made), golden, lookup)
         except NoVariant as error:
-            reason = str(error)
-        if reason is not None:
-            self.tell(f"{name} is left out: {reason}")
-            left_out = {**manifest.variants_left_out, name: reason}
-            return msgspec.structs.replace(manifest, variants_left_out=left_out)
+            return self._without(manifest, name, str(error))
+        except _UNFIT_FILE as error:
+            return self._without(manifest, name, f"its file does not run: {str(error).strip()}")
         if made.misfit is not None:
             self.tell(f"{name} is written in spite of its gate (--force): {made.misfit}")
-        variant = self._measured(made)
+        self.tell(f"{name}: differs from the trainer by {variant.max_abs_diff:.1e} at most, {_signed(made.auc_diff)}")
+        return _with(manifest, variant)
+
+    def _compared(
+        self, manifest: Manifest, variant: Variant, golden: Sequence[Golden], lookup: BundleLookup
+    ) -> Variant:
+        """From its file, as a service reads it. Raises NoVariant where that gives not what the graph in memory gave."""
         manifest = _with(manifest, variant)
         write_manifest(self.folder, manifest)
-        measure = check_parity if variant.passed else golden_difference
-        difference = measure(self.folder, manifest, name, golden, lookup)
-        self.tell(f"{name}: differs from the trainer by {difference:.1e} at most, {_signed(made.auc_diff)}")
-        return _with(manifest, msgspec.structs.replace(variant, max_abs_diff=difference))
+        difference = golden_difference(self.folder, manifest, variant.name, golden, lookup)
+        if not math.isfinite(difference) or (variant.passed and difference > variant.tolerance):
+            gate = f"the gate is {variant.tolerance:g}"
+            raise NoVariant(f"a golden score of its file differs from the trainer's by {difference:.1e}; {gate}")
+        return msgspec.structs.replace(variant, max_abs_diff=difference)
+
+    def _without(self, manifest: Manifest, name: str, reason: str) -> Manifest:
+        """The manifest less that variant, whose file goes."""
+        self.tell(f"{name} is left out: {reason}")
+        for file in (self._graph_path(name), data_file(self._graph_path(name))):
+            file.unlink(missing_ok=True)
+        return msgspec.structs.replace(
+            manifest,
+            variants=tuple(variant for variant in manifest.variants if variant.name != name),
+            variants_left_out={**manifest.variants_left_out, name: reason},
+        )
 
     def _measured(self, made: Made) -> Variant:
         return msgspec.structs.replace(
@@ -234,7 +257,13 @@ class _Export:
         )
 
     def _timed(self, manifest: Manifest) -> Manifest:
-        taken = medians_ms({variant.name: open_session(self.folder / variant.file) for variant in manifest.variants})
+        """With each variant's latency; less those that fail at a request of that size. Raises RunFailed of fp32."""
+        try:
+            taken = medians_ms({each.name: open_session(self.folder / each.file) for each in manifest.variants})
+        except RunFailed as failure:
+            if failure.name == "fp32":
+                raise
+            return self._timed(self._without(manifest, failure.name, str(failure)))
         for variant in manifest.variants:
             manifest = _with(manifest, msgspec.structs.replace(variant, latency_ms=taken[variant.name]))
         return manifest

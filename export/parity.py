@@ -56,8 +56,8 @@ def check_parity(
 def golden_difference(
     bundle: Path, manifest: Manifest, variant: str, golden: Sequence[Golden], lookup: EmbeddingLookup
 ) -> float:
-    """The largest |bundle's score - trainer's| over all golden rows and tasks."""
-    return max(row.difference for row in compared(bundle, manifest, variant, golden, lookup))
+    """The largest |bundle's score - trainer's| over all golden rows and tasks; NaN where a score is NaN."""
+    return float(np.max([row.difference for row in compared(bundle, manifest, variant, golden, lookup)]))
 
 
 def compared(

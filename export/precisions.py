@@ -11,9 +11,10 @@ import onnx
 from export.example_inputs import in_memory
 from export.fp16 import beyond_fp16, to_fp16
 from export.int8 import matrix_layers, to_int8, worth_quantizing
-from export.validation import Rows, TaskScores, aucs, largest_difference
+from export.validation import Rows, aucs, largest_difference
 
 AUC_GATE = {"fp16": 1e-4, "int8": 5e-4}  # of |AUC - fp32's|, each task
+_NO_NUMBERS = "its scores are not all numbers"
 
 
 class NoVariant(ValueError):
@@ -48,7 +49,12 @@ class VariantMaker:
 
     def make(self, name: str) -> Made:
         """`fp16` or `int8`. Raises NoVariant where there is nothing that could be written."""
-        return self._fp16() if name == "fp16" else self._int8()
+        try:
+            return self._fp16() if name == "fp16" else self._int8()
+        except NoVariant:
+            raise
+        except Exception as error:  # a variant that fails must not cost the export; ONNX Runtime's share no other base
+            raise NoVariant(f"{type(error).__name__}: {str(error).strip()}") from error
 
     def _fp16(self) -> Made:
         """Judged by what a CPU makes of its file, and by what a GPU would."""
@@ -57,6 +63,8 @@ class VariantMaker:
             self._tell(f"fp16: {len(kept)} nodes have values that fp16 does not hold, and stay fp32: {', '.join(kept)}")
         graph = to_fp16(self._graph, kept)
         judged = [self._judge("fp16", each) for each in (to_fp16(self._graph, kept, emulated=True), graph)]
+        if any(misfit == _NO_NUMBERS for _, misfit in judged):
+            raise NoVariant(_NO_NUMBERS)
         difference = {task: max((diff[task] for diff, _ in judged), key=abs) for task in self.auc}
         return Made("fp16", graph, kept, difference, next((misfit for _, misfit in judged if misfit), None))
 
@@ -71,7 +79,10 @@ class VariantMaker:
         while made.misfit is not None:
             layers.remove(next(order))
             if not layers:
-                return replace(first, misfit=f"{first.misfit}, and no choice of fewer layers keeps the gates")
+                reason = f"{first.misfit}, and no choice of fewer layers keeps the gates"
+                if first.misfit == _NO_NUMBERS:
+                    raise NoVariant(reason)
+                return replace(first, misfit=reason)
             made = self._made_int8(layers)
         return made
 
@@ -87,20 +98,20 @@ class VariantMaker:
         for layer in layers:
             scores = self._golden.scores(in_memory(to_int8(self._graph, [layer])))
             errors[layer] = float(np.mean([np.mean(np.square(scores[task] - exact[task])) for task in exact]))
-        yield from sorted(errors, key=lambda layer: -errors[layer])
+        yield from sorted(errors, key=lambda layer: -np.nan_to_num(errors[layer], nan=np.inf))
 
     def _judge(self, name: str, graph: onnx.ModelProto) -> tuple[dict[str, float], str | None]:
-        """AUC minus fp32's per task, and the gate that the graph is over."""
+        """AUC minus fp32's per task, and the gate that the graph is over; no AUC where a score is not a number."""
         session = in_memory(graph)
-        scores: TaskScores = self._validation.scores(session)
-        if not all(np.isfinite(values).all() for values in scores.values()):
-            raise NoVariant("its scores are not all numbers")
+        scores, golden = self._validation.scores(session), self._golden.scores(session)
+        if not all(np.isfinite(values).all() for values in (*scores.values(), *golden.values())):
+            return {}, _NO_NUMBERS
         found = aucs(self._validation, scores)
         difference = {task: found[task] - value for task, value in self.auc.items()}
         for task, value in difference.items():
             if abs(value) > AUC_GATE[name]:
                 return difference, f"AUC of {task!r} changes by {value:+.1e}; the gate is {AUC_GATE[name]:g}"
-        apart = largest_difference(self._golden.scores(session), self._golden.wanted)
+        apart = largest_difference(golden, self._golden.wanted)
         if apart > self._tolerance(name):
             gate = f"the gate is {self._tolerance(name):g}"
             return difference, f"a golden score differs from the trainer's by {apart:.1e}; {gate}"

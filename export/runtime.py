@@ -51,6 +51,7 @@ _LOAD_ERRORS = (
     ort_errors.NoSuchFile, ort_errors.NotImplemented, ort_errors.RuntimeException,
 )  # fmt: skip
 _PROVIDER_ERRORS = (RuntimeError, ort_errors.EPFail, ort_errors.EngineError)
+RUN_ERRORS = (*_LOAD_ERRORS, *_PROVIDER_ERRORS)  # of a session that loaded
 
 
 def open_session(

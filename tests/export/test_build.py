@@ -327,13 +327,15 @@ def test_a_killed_export_stands_in_nobodys_way(tiny_run: Path, tmp_path: Path) -
     command = [sys.executable, "-m", "torchrank.cli", "export", "--run", str(tiny_run), "--output", str(bundle)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".bundle.partial/tables/*.pages")):
+    while not list(tmp_path.glob(".bundle.partial-*/tables/*.pages")):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert [path.name for path in tmp_path.iterdir()] == [".bundle.partial"]  # no bundle
+    lock, partial = sorted(path.name for path in tmp_path.iterdir())  # no bundle
+    assert lock == ".bundle.lock"
+    assert partial.startswith(".bundle.partial-")
     exported = export(tiny_run, bundle)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert read_manifest(bundle) == exported.manifest

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import resource
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,6 +70,65 @@ def test_an_export_killed_between_the_renames_has_lost_nothing(old: Path) -> Non
     assert contents(old) == before
 
 
+def test_two_exports_to_one_output_do_not_mix(tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    with bundle_folder(output) as folder:
+        write_new(folder)
+        (tmp_path / "link").symlink_to(tmp_path)
+        for name in (output, tmp_path / "link" / "bundle", tmp_path / "link" / ".." / tmp_path.name / "bundle"):
+            with pytest.raises(ValueError, match=f"another export is writing {output}$"), bundle_folder(name):
+                pytest.fail("a folder to write to")
+        with bundle_folder(tmp_path / "other") as other:
+            write_new(other)
+        assert contents(folder).keys() == {"manifest.json"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "link", "other"]
+
+
+def test_of_many_exports_at_once_one_writes(tmp_path: Path) -> None:
+    """Each holds the lock for a moment only, so that many find a lock file that is about to go."""
+    writing: list[int] = []
+
+    def fail(number: int) -> str:
+        try:
+            with bundle_folder(tmp_path / "bundle") as folder:
+                writing.append(number)
+                assert (writing, list(folder.iterdir())) == ([number], [])
+                write_new(folder)
+                writing.remove(number)
+                raise RuntimeError("half way")
+        except (RuntimeError, ValueError) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        reasons = set(pool.map(fail, range(400)))
+    assert reasons - {f"another export is writing {tmp_path / 'bundle'}"} == {"half way"}
+    with bundle_folder(tmp_path / "bundle") as folder:
+        write_new(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_only_what_killed_exports_of_this_output_left_goes(tmp_path: Path) -> None:
+    for name in (".bundle.partial-0123abcd", ".bundle.partial-mine", ".bundle2.partial-0123abcd"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".bundle.lock").touch()
+    with bundle_folder(tmp_path / "bundle") as folder:
+        write_new(folder)
+    names = [".bundle.partial-mine", ".bundle2.partial-0123abcd", "bundle"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / "bundle").stat().st_mode == tmp_path.joinpath(names[0]).stat().st_mode  # others may read it
+
+
+@pytest.mark.parametrize("name", [".", "tables/..", "tables/../../bundle"])
+def test_the_working_directory_may_be_the_output(name: str, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(old)
+    with pytest.raises(ValueError, match=f"^{old} exists: name another"), bundle_folder(Path(name)):
+        pytest.fail("a folder to write to")
+    with bundle_folder(Path(name), force=True) as folder:
+        write_new(folder)
+    assert contents(old).keys() == {"manifest.json"}
+    assert [path.name for path in old.parent.iterdir()] == ["bundle"]
+
+
 def _file(path: Path) -> None:
     path.write_text("mine")
 
@@ -87,9 +147,24 @@ def _other_manifest(path: Path) -> None:
     (path / "manifest.json").write_text('{"schema_version": 1, "name": "web extension"}')
 
 
-def _bundle_with_more(path: Path) -> None:
+def _bundle_with(name: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        build_bundle(path)
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("mine")
+
+    return make
+
+
+def _bundle_with_folder(path: Path) -> None:
     build_bundle(path)
-    (path / "notes.txt").write_text("mine")
+    (path / "report.html").mkdir()
+
+
+def _linked_tables(path: Path) -> None:
+    build_bundle(path)
+    (path / "tables").rename(path.with_name("elsewhere"))
+    (path / "tables").symlink_to(path.with_name("elsewhere"))
 
 
 def _link(path: Path) -> None:
@@ -104,7 +179,13 @@ def _link(path: Path) -> None:
         (_empty, "has no manifest of a bundle"),
         (_photographs, "has no manifest of a bundle"),
         (_other_manifest, "has a manifest that is not a bundle's"),
-        (_bundle_with_more, "holds 'notes.txt', which is not a bundle's"),
+        (_bundle_with("notes.txt"), "holds 'notes.txt', which is not a bundle's"),
+        (_bundle_with("mine.onnx"), "holds 'mine.onnx', which is not a bundle's"),
+        (_bundle_with("tables/mine.pages"), "holds 'tables/mine.pages', which is not a bundle's"),
+        (_bundle_with("tables/item_id.csv"), "holds 'tables/item_id.csv', which is not a bundle's"),
+        (_bundle_with("more/item_id.pages"), "holds 'more', which is not a bundle's"),
+        (_bundle_with_folder, "holds 'report.html', which is not a bundle's"),
+        (_linked_tables, "holds 'tables', which is not a bundle's"),
         (_link, "is not a folder"),
     ],
 )
@@ -115,6 +196,12 @@ def test_force_replaces_nothing_but_a_bundle(make: Callable[[Path], None], reaso
     with pytest.raises(ValueError, match=message), bundle_folder(tmp_path / "there", force=True):
         pytest.fail("a folder to write to")
     assert contents(tmp_path) == before
+
+
+def test_all_that_an_export_may_have_written_is_replaced(old: Path) -> None:
+    for name in ("report.html", "model.onnx.data", "tables/item_id.ids", "tables/item_id.counts"):
+        (old / name).touch()
+    check_output(old, force=True)
 
 
 def test_a_bundle_of_an_older_schema_may_be_replaced(old: Path) -> None:

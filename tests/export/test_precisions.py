@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.metrics import roc_auc_score
 
+import export.build
 import export.precisions
 import export.validation
 from export.build import ExportOptions, export_run
-from export.bundle import Manifest, read_manifest, sha256
+from export.bundle import InvalidBundle, Manifest, read_manifest, sha256
 from export.bundle_lookup import BundleLookup
 from export.example_inputs import in_memory
 from export.int8 import matrix_layers, to_int8
 from export.precisions import AUC_GATE, NoVariant, VariantMaker
 from export.session import Scorer
 from export.validation import Rows
+from export.variants import RunFailed, medians_ms
 from torchrank.features.transform import FeatureTransform
 from torchrank.training.quiet import quiet_libraries
 from torchrank.training.run import Run
@@ -212,6 +216,106 @@ def test_golden_scores_have_a_gate_too() -> None:
     assert made.misfit.endswith("; the gate is 1e-09")
 
 
+def test_int8_gives_back_the_layer_that_makes_no_numbers() -> None:
+    """The whole range of x is beyond fp32, so that its scale is infinite."""
+    model, values = two_layers(0)
+    values[0, ::2, 0], values[0, 1::2, 0] = 3e38, -3e38
+    validation, golden = rows_of(model, values, 0)
+    assert np.isfinite(golden.wanted["p"]).all()
+    maker = VariantMaker(model, validation, golden, tolerance=lambda name: 0.05)
+    assert not np.isfinite(validation.scores(in_memory(to_int8(model, ["bad"])))["p"]).any()
+    made = maker.make("int8")
+    assert (made.misfit, made.fp32_nodes) == (None, ("bad",))
+
+
+def test_scores_that_are_no_numbers_are_no_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, values = two_layers(0)
+    values[0, ::2, 0], values[0, 1::2, 0] = 3e38, -3e38
+    validation, golden = rows_of(model, values, 0)
+    monkeypatch.setattr(export.precisions, "worth_quantizing", lambda shape: shape == (WIDTH, HIDDEN))
+    monkeypatch.setattr(export.precisions, "matrix_layers", lambda model: {"bad": (WIDTH, HIDDEN)})
+    with pytest.raises(NoVariant, match="its scores are not all numbers, and no choice of fewer layers keeps the gat"):
+        VariantMaker(model, validation, golden, tolerance=lambda name: 0.05).make("int8")
+
+
+def with_branches(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`sum` becomes an If whose branches, as torch.cond writes them, read tensors of the graph around it."""
+    (place,) = (number for number, node in enumerate(model.graph.node) if node.name == "sum")
+
+    def branch(op: str) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(f"s.{op}", TensorProto.FLOAT, ["N", HIDDEN])
+        return helper.make_graph([helper.make_node(op, ["a", "c"], [f"s.{op}"], name=op)], op, [], [output])
+
+    choice = helper.make_node("If", ["yes"], ["s"], name="sum", then_branch=branch("Add"), else_branch=branch("Sub"))
+    model.graph.node[place].CopyFrom(choice)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def test_a_variant_that_cannot_be_made_is_none() -> None:
+    model, values = two_layers(0)
+    model = with_branches(model)
+    validation, golden = rows_of(model, values, 0)
+    with pytest.raises(NoVariant, match=r"^[A-Z][a-zA-Z]+: .*[Tt]ype"):
+        VariantMaker(model, validation, golden, tolerance=lambda name: 0.05).make("fp16")
+
+
+def test_a_variant_whose_file_is_not_its_graph_is_left_out(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp16's file has other weights, int8's cannot be loaded."""
+    monkeypatch.setattr(export.precisions, "AUC_GATE", {"fp16": 1.0, "int8": 1.0})
+    save = export.build.save_graph
+
+    def save_other(graph: onnx.ModelProto, path: Path, largest: int) -> None:
+        if path.name == "model.fp16.onnx":
+            for tensor in graph.graph.initializer:
+                if tensor.data_type == TensorProto.FLOAT16:
+                    values = numpy_helper.to_array(tensor) * np.float16(1.5)
+                    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        if path.name == "model.int8.onnx":
+            graph.graph.node[0].op_type = "Unheard"
+        save(graph, path, largest)
+
+    monkeypatch.setattr(export.build, "save_graph", save_other)
+    told: list[str] = []
+    manifest = export_tiny(tiny_run, tmp_path / "bundle", told)
+    assert [variant.name for variant in manifest.variants] == ["fp32"]
+    left_out = manifest.variants_left_out
+    assert re.fullmatch(r"a golden score of its file differs from .* by \S+; the gate is 0.002", left_out["fp16"])
+    assert left_out["int8"].startswith("its file does not run: ")
+    assert "Unheard" in left_out["int8"]
+    assert [f"{name} is left out: {reason}" for name, reason in left_out.items()] == [
+        line for line in told if " is left out: " in line
+    ]
+    assert [path.name for path in (tmp_path / "bundle").glob("*.onnx*")] == ["model.onnx"]
+    assert read_manifest(tmp_path / "bundle") == manifest
+
+
+def test_a_variant_that_fails_at_a_request_of_the_usual_size_is_left_out(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> Callable[[dict[str, ort.InferenceSession]], dict[str, float]]:
+        def time(sessions: dict[str, ort.InferenceSession]) -> dict[str, float]:
+            if name in sessions:
+                raise RunFailed(name, RuntimeError("out of memory"))
+            return medians_ms(sessions)
+
+        return time
+
+    monkeypatch.setattr(export.build, "medians_ms", fail("int8"))
+    manifest = export_tiny(tiny_run, tmp_path / "bundle", [], force=True)
+    assert [variant.name for variant in manifest.variants] == ["fp32", "fp16"]
+    assert all(variant.latency_ms for variant in manifest.variants)
+    assert manifest.variants_left_out == {"int8": "a request of 500 candidates fails: out of memory"}
+    assert not (tmp_path / "bundle" / "model.int8.onnx").exists()
+    monkeypatch.setattr(export.build, "medians_ms", fail("fp32"))
+    with pytest.raises(InvalidBundle, match="a request of 500 candidates fails"):
+        export_tiny(tiny_run, tmp_path / "none", [])
+    assert not (tmp_path / "none").exists()
+
+
 def test_fp16_names_the_nodes_whose_values_it_does_not_hold() -> None:
     model, values = two_layers(0)
     values[0, :, 0] *= 100  # up to some 4e5
@@ -236,3 +340,12 @@ def test_a_graph_of_two_files_loads_and_is_hashed_whole(tiny_run: Path, tmp_path
     assert "the graph's weights have more than 10,000 bytes: no passes, no variants" in told
     assert variant.max_abs_diff <= 1e-5  # the parity gate has loaded it
     ort.InferenceSession(one, providers=["CPUExecutionProvider"])
+
+
+def test_a_graph_too_large_for_passes_has_variants(tiny_run: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    manifest = export_tiny(tiny_run, tmp_path / "bundle", told, largest_optimized=10_000, force=True, report=True)
+    assert manifest.passes == ()
+    assert [variant.name for variant in manifest.variants] == ["fp32", "fp16", "int8"]
+    assert any(line.startswith("the graph's weights have more than 10,000 bytes: no passes, which") for line in told)
+    assert not any("no variants" in line for line in told)
