@@ -21,14 +21,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_output(output: Path, *, force: bool) -> None:
-    """Raises ValueError where something is there; with `force`, where that is anything but a bundle."""
+    """Raises ValueError where something is there; with `force`, where that is anything but a bundle's files."""
     if not output.exists() and not output.is_symlink():
         return
-    if not force:
-        raise ValueError(f"{output} exists: name another --output, or replace the bundle there with --force")
     reason = _no_bundle(output)
     if reason:
-        raise ValueError(f"{output} exists and {reason}: --force replaces a bundle and nothing else")
+        also = "--force replaces a bundle and nothing else" if force else "name another --output"
+        raise ValueError(f"{output} exists and {reason}: {also}")
+    if not force:
+        raise ValueError(f"{output} exists: name another --output, or replace the bundle there with --force")
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class VariantMaker:
         except NoVariant:
             raise
         except Exception as error:  # a variant that fails must not cost the export; ONNX Runtime's share no other base
-            raise NoVariant(f"{type(error).__name__}: {str(error).strip()}") from error
+            raise NoVariant(f"it cannot be made: {type(error).__name__}: {str(error).strip()}") from error
 
     def _fp16(self) -> Made:
         """Judged by what a CPU makes of its file, and by what a GPU would."""

@@ -195,6 +195,8 @@ def test_force_replaces_nothing_but_a_bundle(make: Callable[[Path], None], reaso
     message = f"there exists and {reason}: --force replaces a bundle and nothing else"
     with pytest.raises(ValueError, match=message), bundle_folder(tmp_path / "there", force=True):
         pytest.fail("a folder to write to")
+    with pytest.raises(ValueError, match=f"there exists and {reason}: name another --output$"):
+        check_output(tmp_path / "there", force=False)
     assert contents(tmp_path) == before
 
 
