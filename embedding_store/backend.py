@@ -34,6 +34,14 @@ def namespace(manifest: ReleaseManifest) -> str:
     return hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()[:16]
 
 
+def check_current(address: str, manifest: ReleaseManifest) -> None:
+    """Before any of its rows is read. Raises InvalidRelease."""
+    if not manifest.is_current:
+        raise InvalidRelease(
+            f"{address}: {manifest.name} was published by an older torchrank: export and publish it again"
+        )
+
+
 def conflict(address: str, release: str, *, removed: bool = False) -> ReleaseConflict:
     has = "had, until gc removed it," if removed else "has"
     return ReleaseConflict(f"{address} {has} a release {release} with other content; a release never changes, so a new "

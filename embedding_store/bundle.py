@@ -11,7 +11,7 @@ from embedding_store.chunks import Chunk
 from embedding_store.codec import check_name, check_table
 from embedding_store.errors import InvalidRelease
 from embedding_store.pages import page_chunks
-from embedding_store.release import ReleaseManifest, TableInfo
+from embedding_store.release import ReleaseManifest, TableInfo, decode_manifest
 from embedding_store.sparse_pages import bucket_chunks
 
 _CHUNK_BYTES = 1 << 20  # a few chunks are in memory at a time, on both sides
@@ -21,11 +21,13 @@ def read_release_manifest(bundle: Path) -> ReleaseManifest:
     """The part of BUNDLE/manifest.json that a store keeps. Raises InvalidRelease."""
     path = bundle / "manifest.json"
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=ReleaseManifest)
+        manifest = decode_manifest(path.read_bytes())
     except OSError as error:
         raise InvalidRelease(f"{bundle} is not a bundle: {path.name}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise InvalidRelease(f"{path}: {error}") from error
+    if not manifest.is_current:
+        raise InvalidRelease(f"{path}: exported by an older torchrank: export and publish it again")
     check_name("model", manifest.model)
     check_name("version", manifest.version)
     for table in manifest.tables:

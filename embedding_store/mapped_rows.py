@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from embedding_store.lookup import ABSENT, FOUND, UNAVAILABLE
 from embedding_store.release import CHECK_BYTES
 from embedding_store.row_checks import check_at, is_intact, row_check
-from embedding_store.sparse import NOT_THERE, expected_row, find_row
+from embedding_store.sparse import NOT_THERE, expected_row, find_row, mix
 
 # Columns of the int64 [tables, COLUMNS] that describes mapped tables: their files (descriptor, address of the mapping,
 # size in bytes) and rows; WIDTH: bytes of an encoded row; SEED: of its check, the bits. IDS_FILE is -1 for dense ids,
@@ -93,7 +93,9 @@ def _take_all(mapped, tables, counts, ids, places, whole, rows, status):  # type
         table = mapped[tables[k]]
         last, end = first + counts[k], start + counts[k] * table[WIDTH]
         if whole[k]:
-            bad = _take(table, places[first:last], rows[start:end], checks[first:last], status[first:last])
+            bad = take_rows(
+                table, ids[first:last], places[first:last], rows[start:end], checks[first:last], status[first:last]
+            )
             damaged = first + bad if bad >= 0 else damaged
         # Once more: where a file was cut off meanwhile, the rest of its last page reads as zeros.
         if counts[k] and not (whole[k] and _is_whole(table)):
@@ -125,32 +127,53 @@ def _find(table, ids, places):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _take(table, places, rows, checks, status):  # type: ignore[no-untyped-def]
+def take_rows(table, ids, places, rows, checks, status):  # type: ignore[no-untyped-def]
     """Rows and the checks that lie behind them, which may be wrong. Returns the place of the last id of which cannot be
-    said that it is absent, or -1."""
-    width, unsure = table[WIDTH], -1
+    said that it is absent, or -1.
+
+    places: as they were searched for, which proves nothing: ids may have been damaged then, and mended since. Where an
+    id is not proved to be absent, it is searched for once more.
+    """
+    width, sparse, unsure = table[WIDTH], table[IDS_FILE] >= 0, -1
     pages = carray(_pointer(table[ADDRESS]), (table[ROWS], width + CHECK_BYTES), np.uint8)
     for i in range(len(places)):
-        status[i] = FOUND if places[i] >= 0 else ABSENT
-        if places[i] >= 0:
-            row, target = pages[places[i]], rows[i * width : (i + 1) * width]
+        place, proved = places[i], not sparse
+        if sparse and place < 0:
+            proved = _is_absent(table, ids[i], NOT_THERE - place)
+            if not proved:
+                place = _find_again(table, ids[i])
+                proved = place < 0 and _is_absent(table, ids[i], NOT_THERE - place)
+        if place >= 0:
+            row, target = pages[place], rows[i * width : (i + 1) * width]
             for byte in range(width):
                 target[byte] = row[byte]
-            checks[i] = check_at(table[ADDRESS] + places[i] * (width + CHECK_BYTES) + width)
-        elif table[IDS_FILE] >= 0 and not _lies_between(table, NOT_THERE - places[i]):
+            checks[i] = check_at(table[ADDRESS] + place * (width + CHECK_BYTES) + width)
+            status[i] = FOUND
+        elif proved:
+            status[i] = ABSENT
+        else:
             status[i] = UNAVAILABLE
             unsure = i
     return unsure
 
 
 @njit(cache=True, nogil=True)
-def _lies_between(table, place):  # type: ignore[no-untyped-def]
-    """Whether the ids before and behind a place are those of the rows there: then the search, which ended between them,
-    went by the ids that the table was written with, and an id that is not there is none of the table's."""
-    width, seed = table[WIDTH], np.uint64(table[SEED])
+def _find_again(table, key):  # type: ignore[no-untyped-def]
+    return find_row(carray(_pointer(table[IDS_ADDRESS]), (table[ROWS],), np.int64), key)
+
+
+@njit(cache=True, nogil=True)
+def _is_absent(table, key, place):  # type: ignore[no-untyped-def]
+    """Whether this id lies between those before and behind a place, and they are the ids of the rows there: then it is
+    none of the table's. Each is read once, for both: what it is may change at any moment."""
+    width, seed, wanted = table[WIDTH], np.uint64(table[SEED]), mix(key)
     known = carray(_pointer(table[IDS_ADDRESS]), (table[ROWS],), np.int64)
     for row in range(max(0, place - 1), min(place + 1, table[ROWS])):
-        if not is_intact(seed, known[row], table[ADDRESS] + row * (width + CHECK_BYTES), width):
+        neighbour = known[row]
+        mixed = mix(neighbour)
+        if mixed == wanted or (mixed < wanted) != (row < place):
+            return False
+        if not is_intact(seed, neighbour, table[ADDRESS] + row * (width + CHECK_BYTES), width):
             return False
     return True
 
@@ -175,7 +198,7 @@ def _read_rows_ahead(table, places):  # type: ignore[no-untyped-def]
     for i in range(len(places)):
         if places[i] >= 0:
             _read_ahead(table[FILE], places[i] * stored, (places[i] + 1) * stored - 1)
-        elif table[IDS_FILE] >= 0:  # see `_lies_between`
+        elif table[IDS_FILE] >= 0:  # see `_is_absent`
             first, end = max(0, NOT_THERE - places[i] - 1), min(NOT_THERE - places[i] + 1, table[ROWS])
             _read_ahead(table[FILE], first * stored, end * stored - 1)
 

@@ -21,7 +21,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_store.backend import Backend, History, ReleaseWriter, Stored, conflict, hot_list, moved, namespace
+from embedding_store.backend import (
+    Backend,
+    History,
+    ReleaseWriter,
+    Stored,
+    check_current,
+    conflict,
+    hot_list,
+    moved,
+    namespace,
+)
 from embedding_store.batch import FetchedRows, IdBatch
 from embedding_store.codec import check_name
 from embedding_store.durable import replace_file
@@ -33,7 +43,7 @@ from embedding_store.memmap_pins import MemmapPins
 from embedding_store.memmap_read import MappedTables
 from embedding_store.memmap_writer import MemmapWriter, check_directory
 from embedding_store.page_store import PageStore
-from embedding_store.release import ReleaseManifest
+from embedding_store.release import ReleaseManifest, decode_manifest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -59,7 +69,7 @@ class MemmapBackend(Backend):
         found = {}
         for name in self.names("releases"):
             with suppress(UnknownRelease):  # gc has just taken it out
-                found[name] = self.manifest(name)
+                found[name] = self._load_manifest(name)
         return found
 
     def inventory(self) -> list[Stored]:
@@ -70,9 +80,15 @@ class MemmapBackend(Backend):
         return self._read_manifest(release) if known is None else known
 
     def _read_manifest(self, release: str) -> ReleaseManifest:
+        manifest = self._load_manifest(release)
+        check_current(self.address, manifest)
+        self._manifests[release] = manifest
+        return manifest
+
+    def _load_manifest(self, release: str) -> ReleaseManifest:
         path = self._release_folder(release) / "manifest.json"
         try:
-            manifest = msgspec.json.decode(path.read_bytes(), type=ReleaseManifest)
+            return decode_manifest(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             self._check_reachable()
             names = ", ".join(self.names("releases")) or "none"
@@ -81,13 +97,11 @@ class MemmapBackend(Backend):
             raise StoreUnavailable(f"{self.address}: cannot read {path}: {error.strerror}") from error
         except msgspec.DecodeError as error:
             raise InvalidRelease(f"{path}: {error}") from error
-        self._manifests[release] = manifest
-        return manifest
 
     def contains(self, manifest: ReleaseManifest) -> bool:
         content = namespace(manifest)
         try:
-            found = namespace(self._read_manifest(manifest.name))
+            found = namespace(self._load_manifest(manifest.name))
         except UnknownRelease:
             if self._removed(manifest.name) not in (content, None):
                 raise conflict(self.address, manifest.name, removed=True) from None

@@ -16,7 +16,7 @@ from embedding_store.backend import Stored, namespace
 from embedding_store.durable import replace_file, sync_folder
 from embedding_store.errors import ReleaseConflict
 from embedding_store.file_locks import owns_folder
-from embedding_store.release import ReleaseManifest
+from embedding_store.release import ReleaseManifest, decode_manifest
 
 if TYPE_CHECKING:
     from embedding_store.memmap import MemmapBackend
@@ -147,7 +147,7 @@ def _unless_gone(function: object, path: str, raised: tuple[type[BaseException],
 
 def _manifest(folder: Path) -> ReleaseManifest | None:
     try:
-        return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=ReleaseManifest)
+        return decode_manifest((folder / "manifest.json").read_bytes())
     except (OSError, msgspec.DecodeError):
         return None
 

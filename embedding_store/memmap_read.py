@@ -21,7 +21,7 @@ from embedding_store.row_checks import table_seed
 # Reading ahead costs 0.4 µs a row where everything is in memory, and saves 40 µs a page (on the disk it was measured
 # on) where it is not. So it is done for a fetch after one that read two pages or more from disk.
 _COLD_BLOCKS = 16  # of 512 bytes
-_ADVICE = "torchrank publish BUNDLE writes it again"
+_ADVICE = "torchrank publish BUNDLE --store URL writes it again"
 
 
 class MappedTables:
@@ -70,7 +70,7 @@ class MappedTables:
         return StoreUnavailable(
             f"{path}{' or its .ids' * table.sparse} has other bytes than were published, found at id "
             f"{batch.ids[position]} of table {table.name!r} of {self._manifest.name}: damaged; torchrank verify BUNDLE "
-            "--mend writes it again"
+            "--store URL --mend writes it again"
         )
 
     def _map(self, places: Sequence[int]) -> StoreUnavailable | None:

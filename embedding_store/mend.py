@@ -98,7 +98,8 @@ def _looks_whole(pages: PageStore, table: TableInfo) -> bool:
 def _stored(manifest: ReleaseManifest, backend: Backend) -> PageStore:
     if not backend.contains(manifest):
         raise UnknownRelease(
-            f"no release {manifest.name!r} in {backend.address}, or it is not complete: torchrank publish BUNDLE"
+            f"no release {manifest.name!r} in {backend.address}, or it is not complete: "
+            "torchrank publish BUNDLE --store URL"
         )
     return backend.pages(manifest.name)
 

@@ -19,6 +19,7 @@ from embedding_store.backend import (
     NodeStats,
     ReleaseWriter,
     Stored,
+    check_current,
     conflict,
     hot_list,
     moved,
@@ -180,6 +181,7 @@ class RedisBackend(Backend):
             if value is None:
                 raise self._unknown(release, None if timeout is None else timeout - (time.monotonic() - began))
             known = self._records[release] = self._decode(release, value)
+        check_current(self.address, known.manifest)
         return known
 
     def _unknown(self, release: str, timeout: float | None = None) -> UnknownRelease:

@@ -27,18 +27,25 @@ def try_pause(tries: int, limit: float) -> Talk[None]:
 def ask_master(topology: Topology, command: tuple[str, ...], limit: float) -> Talk[object]:
     """command[1] is its key. Redirections are followed, and what passes is waited for, as far as `limit` allows; the
     last error reply is returned. Raises StoreUnavailable."""
+    if topology.due:
+        yield from _refresh(topology, limit)
     slot = key_slot(command[1].encode())
     redirected: tuple[Host, bool] | None = None
     for tries in range(MOST_TRIES + 1):
+        seen, last = time.monotonic(), tries == MOST_TRIES
         host, asking = redirected or ((yield from _master(topology, slot, limit)), False)
         redirected = None
-        seen = time.monotonic()
+        if host is None:
+            topology.suspect()
+            if last or not (yield from _later(topology, tries, limit, seen)):
+                raise StoreUnavailable(f"no node serves slot {slot}")
+            continue
         node = topology.node(host)
         try:
             reply = yield from node.request(command, limit, asking=asking)
         except StoreUnavailable:
             topology.suspect()
-            if node.breaker.open or tries == MOST_TRIES or not (yield from _later(topology, tries, limit, seen)):
+            if last or node.breaker.open or not (yield from _later(topology, tries, limit, seen)):
                 raise
             continue
         line = str(reply) if isinstance(reply, Exception) else ""
@@ -47,18 +54,24 @@ def ask_master(topology: Topology, command: tuple[str, ...], limit: float) -> Ta
             redirected = elsewhere[1], line.startswith("ASK")
             if line.startswith("MOVED"):
                 topology.moved({elsewhere[0]: elsewhere[1]})
-        elif not line.startswith(LATER) or not (yield from _later(topology, tries, limit, seen)):
+        elif last or not line.startswith(LATER) or not (yield from _later(topology, tries, limit, seen)):
             return reply
     return reply
 
 
-def _master(topology: Topology, slot: int, limit: float) -> Talk[Host]:
+def _refresh(topology: Topology, limit: float) -> Talk[None]:
+    """In half of the time at most. Where it fails the command goes by what is known."""
+    now = time.monotonic()
+    try:
+        yield from topology.refresh(now + (limit - now) / 2, now)
+    except StoreUnavailable:
+        topology.suspect()
+
+
+def _master(topology: Topology, slot: int, limit: float) -> Talk[Host | None]:
     known = yield from topology.slot_map(limit)
     place = int(known.shard_of[slot])
-    if place < 0:
-        topology.suspect()
-        raise StoreUnavailable(f"no node serves slot {slot}")
-    return known.shards[place].master
+    return known.shards[place].master if place >= 0 else None
 
 
 def _later(topology: Topology, tries: int, limit: float, seen: float) -> Talk[bool]:

@@ -33,8 +33,10 @@ from embedding_store.row_checks import table_seed
 Decoded = tuple[int, int, int, bool]
 
 _FAULTS = {  # by the outcome of a command
-    LOST: "lost {} (evicted or deleted? maxmemory-policy must be noeviction); torchrank publish BUNDLE writes it again",
-    DAMAGED: "a damaged {} (other bytes than were published); torchrank verify BUNDLE --mend writes it again",
+    LOST: "lost {} (evicted or deleted? maxmemory-policy must be noeviction); torchrank publish BUNDLE --store URL "
+    "writes it again",
+    DAMAGED: "a damaged {} (cut off, or other bytes than were published); torchrank verify BUNDLE --store URL --mend "
+    "writes it again",
 }
 
 

@@ -24,12 +24,17 @@ from __future__ import annotations
 import msgspec
 
 from embedding_store.errors import InvalidRelease
-from embedding_store.release import ReleaseManifest
+from embedding_store.release import ReleaseManifest, decode_manifest
 
 
 class Record(msgspec.Struct, frozen=True):
     namespace: str
     manifest: ReleaseManifest
+
+
+class _Encoded(msgspec.Struct):
+    namespace: str
+    manifest: msgspec.Raw
 
 
 class Pin(msgspec.Struct, frozen=True):
@@ -48,6 +53,7 @@ def page_key(prefix: str, namespace: str, table: str, what: int | str) -> str:
 
 def decode_record(address: str, release: str, value: bytes) -> Record:
     try:
-        return msgspec.json.decode(value, type=Record)
+        encoded = msgspec.json.decode(value, type=_Encoded)
+        return Record(encoded.namespace, decode_manifest(encoded.manifest))
     except msgspec.DecodeError as error:
         raise InvalidRelease(f"{address}: the record of {release} cannot be read: {error}") from error

@@ -6,12 +6,13 @@ A bundle's manifest has more keys (features, graph variants, …); this package 
 from __future__ import annotations
 
 import builtins  # TableInfo has a property named bytes
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 Codec = Literal["fp32", "fp16", "int8"]
-CHECK_BYTES = 2  # behind each stored row: see row_checks.py
+CHECK_BYTES: Final = 2  # behind each stored row: see row_checks.py
 
 
 class TableInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +36,9 @@ class TableInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     default_row: builtins.bytes = b""  # encoded, row_bytes long; empty means zeros
     ids: Literal["dense", "sparse"] = "dense"
     ids_sha256: str = ""  # of the .ids file, where there is one
+    # Always written, so that a reader from before the checks refuses the table as one with an unknown field. UNSET of a
+    # table from that time: see `decode_manifest`.
+    check_bytes: Literal[2] | UnsetType = CHECK_BYTES
 
     @property
     def sparse(self) -> bool:
@@ -47,7 +51,7 @@ class TableInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def stored_bytes(self) -> int:
         """Of a row with its check."""
-        return self.row_bytes + CHECK_BYTES
+        return self.row_bytes + (self.check_bytes or 0)
 
     @property
     def bytes(self) -> int:
@@ -73,6 +77,11 @@ class ReleaseManifest(msgspec.Struct, frozen=True):
         return f"{self.model}@{self.version}"
 
     @property
+    def is_current(self) -> bool:
+        """Whether its rows have checks, without which they are not served."""
+        return all(table.check_bytes is not UNSET for table in self.tables)
+
+    @property
     def places(self) -> dict[str, int]:
         """Table name -> place in `tables`."""
         return {table.name: place for place, table in enumerate(self.tables)}
@@ -85,6 +94,25 @@ class ReleaseManifest(msgspec.Struct, frozen=True):
 
         names = ", ".join(table.name for table in self.tables)
         raise UnknownTable(f"release {self.name} has no table {name!r}; it has: {names}")
+
+
+def decode_manifest(content: builtins.bytes | msgspec.Raw) -> ReleaseManifest:
+    """Out of JSON, also that of an older torchrank (`is_current`): it can be listed and removed. Encoded again it is
+    what it was, as namespaces have it. Raises msgspec.DecodeError."""
+    manifest = msgspec.json.decode(content, type=ReleaseManifest)
+    stated = msgspec.json.decode(content, type=_Stated)
+    tables = zip(manifest.tables, stated.tables, strict=True)
+    return msgspec.structs.replace(
+        manifest, tables=tuple(msgspec.structs.replace(table, check_bytes=its.check_bytes) for table, its in tables)
+    )
+
+
+class _StatedTable(msgspec.Struct):
+    check_bytes: Literal[2] | UnsetType = UNSET
+
+
+class _Stated(msgspec.Struct):
+    tables: tuple[_StatedTable, ...]
 
 
 class ReleaseEntry(msgspec.Struct, frozen=True):

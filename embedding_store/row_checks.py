@@ -7,11 +7,12 @@ so that it is wrong for the right bytes in the wrong place too; what is wrong pa
     h = step(seed, id);  a, b, c, d = h, h ^ B, h ^ C, h ^ D
     a, b, c, d take words 0, 1, 2, 3, then 4, 5, 6, 7, …; `a` takes those that are left after whole fours, and then the
     row's last 8 bytes, where its width is no multiple of 8 (of a row of less than 8: all, and zeros behind them)
-    check = high 16 bits of step(step(a, b), step(c, d)) · B;  1 instead of 0
-    step(h, word) = x ^ x >> 32 with x = (h ^ word) · M mod 2^64
+    check = high 16 bits of step(step(step(step(a, 0), b), c), d) · B;  1 instead of 0
+    step(h, word) = low 64 bits ^ high 64 bits of the 128 bits of (h ^ word) · M
 
-Four hashes side by side, because a multiplication waits four cycles for the one before: 128 bytes take some 8 ns.
-Without the shift two flips of the highest bits of two words, the signs of floats, would cancel out.
+Four hashes side by side, because a multiplication waits four cycles for the one before: 128 bytes take some 8 ns. What
+a flipped bit does to a step depends on the other bits, by the carries into the high half, so that flips do not cancel
+out. By x ^ x >> 32 of the low half those of highest bits, the signs of floats, did: of them both are linear.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -30,7 +32,7 @@ _M = np.uint64(0x9E3779B97F4A7C15)
 _B = np.uint64(0xD6E8FEB86659FD93)
 _C = np.uint64(0xC4CEB9FE1A85EC53)
 _D = np.uint64(0xFF51AFD7ED558CCD)
-_U32, _U48 = np.uint64(32), np.uint64(48)
+_NOTHING, _U48 = np.uint64(0), np.uint64(48)
 
 
 def table_seed(table: TableInfo) -> np.uint64:
@@ -75,10 +77,22 @@ _byte, _pair = _load(types.uint8), _load(types.uint16)
 quad_at, word_at = _load(types.uint32), _load(types.uint64)
 
 
+def _folded_product(typing_context: Any, one: Any, other: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        both = ir.IntType(128)
+        product = builder.mul(*(builder.zext(factor, both) for factor in arguments))
+        high = builder.lshr(product, ir.Constant(both, 64))
+        return builder.xor(builder.trunc(product, ir.IntType(64)), builder.trunc(high, ir.IntType(64)))
+
+    return types.uint64(types.uint64, types.uint64), generate
+
+
+_folded: Any = intrinsic(_folded_product)  # for kernels: both halves of the product of two uint64, one ^ the other
+
+
 @njit(cache=True, nogil=True, inline="always")
 def _step(h, word):  # type: ignore[no-untyped-def]
-    mixed = (h ^ word) * _M
-    return mixed ^ (mixed >> _U32)
+    return _folded(h ^ word, _M)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -107,7 +121,7 @@ def row_check(seed: np.uint64, key: np.int64, address: np.int64, width: int) -> 
             for place in range(width):
                 word |= np.uint64(_byte(address + place)) << np.uint64(8 * place)
         a = _step(a, word)
-    check = (_step(_step(a, b), _step(c, d)) * _B) >> _U48
+    check = (_step(_step(_step(_step(a, _NOTHING), b), c), d) * _B) >> _U48
     return check if check else np.uint64(1)
 
 

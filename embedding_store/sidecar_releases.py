@@ -31,7 +31,8 @@ IN_USE_SECONDS = 600.0  # since the last look-up that named a release
 
 
 class ServedReleases:
-    """Written by the event loop alone; what may wait for a store runs in `threads`.
+    """Written by the event loop alone, but for `manifests`: threads add to it, and what goes over it goes over a copy.
+    What may wait for a store runs in `threads`.
 
     manifests: of the releases that were warmed or asked for. active: model -> release, as TR.INFO tells it.
     warmed: release -> rows that its cache held when it was warm. used: release -> when a look-up named it last,
@@ -110,18 +111,19 @@ class ServedReleases:
     def unknown_tables(self) -> set[str]:
         """Those that --on-unavailable names and none of `manifests` has: misspelt, or of a release that is still to
         come. Empty where there is no release yet."""
-        if not self.manifests:
-            return set()
-        return set(self._store.policy_tables).difference(*(manifest.places for manifest in self.manifests.values()))
+        named = self._store.policy_tables
+        manifests = list(self.manifests.values()) if named else []
+        return set(named).difference(*(manifest.places for manifest in manifests)) if manifests else set()
 
     def _report_unknown_tables(self) -> None:
         """Once each, and again where a table was there meanwhile."""
         unknown = self.unknown_tables()
         if unknown - self._unknown:
-            there = sorted({table for manifest in self.manifests.values() for table in manifest.places})
+            manifests = dict(self.manifests)
+            there = sorted({table for manifest in manifests.values() for table in manifest.places})
             _log.warning(
                 "--on-unavailable names %s, which no release in use has (%s); their tables are: %s",
-                ", ".join(map(repr, sorted(unknown))), ", ".join(sorted(self.manifests)), ", ".join(there),
+                ", ".join(map(repr, sorted(unknown))), ", ".join(sorted(manifests)), ", ".join(there),
             )  # fmt: skip
         self._unknown = unknown
 
@@ -150,7 +152,7 @@ class ServedReleases:
         return recent | set(self.active.values())
 
     async def _forget(self) -> None:
-        for release in self.manifests.keys() - self._in_use() - set(self._before.values()):
+        for release in set(self.manifests) - self._in_use() - set(self._before.values()):
             self.manifests.pop(release)
             self.warmed.pop(release, None)
             self.used.pop(release, None)
@@ -166,8 +168,9 @@ class ServedReleases:
         self, release: str | None, model: str | None = None, *, timeout: float | None = None
     ) -> ReleaseManifest:
         """As ServedLookup.manifest, and remembers it. May wait for a network where it is not among `manifests`."""
-        if release is not None and release in self.manifests:
-            return self.manifests[release]
+        known = self.manifests.get(release) if release is not None else None
+        if known is not None:
+            return known
         manifest = self._store.manifest(release, model=model, timeout=timeout)
         self.manifests[manifest.name] = manifest  # a release never changes
         return manifest

@@ -30,26 +30,26 @@ class ServerTls:
         self.context = server_context(*self._files)
 
     def reload(self) -> bool:
-        """Reads the files where they have changed since this was last called; whether they had. Raises as
-        `server_context`: then the context stays."""
+        """Reads the files where they have changed since they were last read; whether they had. Raises as
+        `server_context`: then the context stays, and they are read again by the next call."""
         versions = self._versions()
         if versions == self._seen:
             return False
-        self._seen = versions
         self.context = server_context(*self._files)
+        self._seen = versions
         return True
 
-    def _versions(self) -> tuple[tuple[int, int, int] | None, ...]:
+    def _versions(self) -> tuple[tuple[int, ...] | None, ...]:
         return tuple(map(_version, self._files))
 
 
-def _version(file: Path) -> tuple[int, int, int] | None:
-    """Of what a path leads to at the moment; None where that is nothing."""
+def _version(file: Path) -> tuple[int, ...] | None:
+    """Of what a path leads to at the moment, and who may read it; None where that is nothing."""
     try:
         found = file.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
 def client_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:

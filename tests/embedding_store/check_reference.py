@@ -15,8 +15,8 @@ def seed(name: str, codec: str, dim: int) -> int:
 
 
 def step(h: int, word: int) -> int:
-    x = (h ^ word) * M & ALL
-    return x ^ x >> 32
+    product = (h ^ word) * M
+    return product & ALL ^ product >> 64
 
 
 def check(seed: int, key: int, content: bytes) -> int:
@@ -32,7 +32,7 @@ def check(seed: int, key: int, content: bytes) -> int:
     for word in rest:
         lanes[0] = step(lanes[0], word)
     a, b, c, d = lanes
-    return ((step(step(a, b), step(c, d)) * B & ALL) >> 48) or 1
+    return ((step(step(step(step(a, 0), b), c), d) * B & ALL) >> 48) or 1
 
 
 def stored(table: TableInfo, key: int, row: bytes) -> bytes:

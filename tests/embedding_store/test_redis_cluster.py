@@ -238,6 +238,63 @@ def test_a_release_s_record_moves_while_it_is_read(cluster: RedisCluster, bundle
         assert client.info("commandstats")["cmdstat_asking"]["calls"] > 0
 
 
+@pytest.fixture
+def releases_slot() -> int:
+    return key_slot(b"{torchrank}:releases")
+
+
+def test_a_release_s_record_is_read_after_a_fail_over(
+    cluster: RedisCluster, bundle: Bundle, backend: Backend, releases_slot: int
+) -> None:
+    """Also where nothing but records was ever read, and the breaker of the master that is gone is open."""
+    number = next(number for number in range(cluster.masters) if releases_slot in cluster.slots_of(number))
+    with open_backend(cluster.url) as other:
+        assert other.manifest(bundle.name, timeout=10) == bundle.manifest
+        cluster.nodes[number].stop()
+        address = f"redis://127.0.0.1:{cluster.nodes[number].port}/0"
+        while not any(node.open for node in other.nodes() if node.address == address):
+            other.forget(bundle.name)
+            with pytest.raises(StoreUnavailable):
+                other.manifest(bundle.name, timeout=0.05)
+        cluster.wait(lambda: cluster.is_master(cluster.masters + number), "fail-over")
+        promoted = time.monotonic()
+        while True:
+            other.forget(bundle.name)
+            try:
+                assert other.manifest(bundle.name, timeout=0.5) == bundle.manifest
+                break
+            except StoreUnavailable:
+                assert time.monotonic() - promoted < SECONDS
+                time.sleep(0.02)
+
+
+def test_a_release_s_record_whose_slot_nobody_serves_for_a_moment(
+    cluster: RedisCluster, bundle: Bundle, releases_slot: int
+) -> None:
+    number = next(number for number in range(cluster.masters) if releases_slot in cluster.slots_of(number))
+    with open_backend(cluster.url) as backend:
+        publish(bundle.folder, backend)
+        with cluster.client(number) as client:
+            value = client.dump("{torchrank}:releases")
+    for node in range(len(cluster.nodes)):
+        with cluster.client(node) as client:
+            client.execute_command("CLUSTER DELSLOTS", releases_slot)
+
+    def give_back() -> None:
+        with cluster.client(number) as client:
+            client.execute_command("CLUSTER ADDSLOTS", releases_slot)
+            if not client.exists("{torchrank}:releases"):
+                client.restore("{torchrank}:releases", 0, value)
+
+    with open_backend(cluster.url) as backend:
+        with pytest.raises(StoreUnavailable, match=f"no node serves slot {releases_slot}|CLUSTERDOWN"):
+            backend.manifest(bundle.name, timeout=0.3)
+        helper = threading.Timer(0.1, give_back)
+        helper.start()
+        assert backend.manifest(bundle.name, timeout=10) == bundle.manifest
+        helper.join()
+
+
 def test_replicas_are_read_and_their_gaps_filled_by_masters(cluster: RedisCluster, bundle: Bundle) -> None:
     with open_backend(
         f"{cluster.url}&replicas=yes" if "?" in cluster.url else f"{cluster.url}?replicas=yes"

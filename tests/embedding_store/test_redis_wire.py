@@ -227,4 +227,4 @@ def test_of_a_bucket_only_the_rows_that_were_changed_are_refused() -> None:
     assert fetch.outcome[:1].tolist() == [DAMAGED]
     error = fetch.result("redis://h").error
     assert "redis://h has a damaged page 0 of table 's' of m@1" in str(error)
-    assert "torchrank verify BUNDLE --mend" in str(error)
+    assert "torchrank verify BUNDLE --store URL --mend" in str(error)

@@ -88,7 +88,7 @@ def test_pages_are_lost_and_mended(url: str, damage: str, command: tuple[str, ..
     assert not traffic.errors
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, 2])  # with 1 a row of the other table passes by chance, as 1 of 65,536
 def test_bytes_are_changed_and_mended(url: str, seed: int, tmp_path: Path) -> None:
     """Garbage, zeros, flipped bits, pages in one another's places and of another table, while rows are read: of dense
     ids and of raw ones. What a look-up has not flagged is the release's, before, meanwhile and afterwards."""

@@ -55,6 +55,8 @@ class Traffic:
 
     @contextmanager
     def running(self, threads: int = 2) -> Iterator[Traffic]:
+        first = {table.name: np.zeros(1, np.int64) for table in self._bundle.manifest.tables}
+        self._lookup.lookup(self._bundle.name, first, timeout=PATIENCE)  # may compile kernels, which takes seconds
         workers = [threading.Thread(target=self._work, args=(seed,)) for seed in range(threads)]
         for worker in workers:
             worker.start()

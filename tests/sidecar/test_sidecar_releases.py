@@ -6,7 +6,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -168,3 +170,26 @@ def test_who_looks_for_no_new_releases_pins_all_the_same(
         release(other, tmp_path, "1")
         releases = ServedReleases(ServedStore(store), threads, poll_seconds=0)
         asyncio.run(body())
+
+
+@dataclass
+class Meanwhile:
+    """A manifest; while it is looked at another one is read."""
+
+    others: dict[str, Any]
+
+    @property
+    def places(self) -> dict[str, int]:
+        self.others[f"demo@{len(self.others)}"] = self
+        return {"item": 0}
+
+
+def test_manifests_that_threads_read_meanwhile(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    policy = parse_policy(["itme=default", "item=default"])
+    with open_store(url, cache_bytes=1_000_000, degrade=policy) as store, ThreadPoolExecutor(1) as threads:
+        releases = ServedReleases(ServedStore(store), threads)
+        assert releases.unknown_tables() == set()
+        releases.manifests["demo@0"] = cast(Any, Meanwhile(releases.manifests))
+        assert releases.unknown_tables() == {"itme"}
+        releases._report_unknown_tables()
+        assert "names 'itme', which no release in use has (demo@0, demo@1" in caplog.text

@@ -22,8 +22,8 @@ def verify(
 ) -> None:
     """Compare every byte of a complete release in a store with its BUNDLE, and list what was lost or changed.
 
-    Exits with 1 where something was, and --mend did not write it again. A sidecar or service that has read changed rows
-    keeps them in its cache until it is restarted; lost rows it asks for again by itself.
+    Exits with 1 where something was, and --mend did not write it again. Sidecars and services neither answer nor cache
+    lost or changed rows; they find them again as they are written, and need no restart.
     """
     import msgspec
 
