@@ -184,7 +184,8 @@ def test_a_silent_node_takes_no_rows_of_others_with_it(cluster: RedisCluster, bu
         assert f"{address} did not answer within" in str(fetched.error)
     stats = {node.address: node for node in backend.nodes()}
     assert stats[address].open
-    assert stats[address].failures >= 5
+    assert stats[address].failures > 0  # FAILURES in a row, but for those of reading the topology from this very node
+    assert stats[address].fetches < 12
     assert not any(node.open for name, node in stats.items() if name != address)
     for number in (0, 3):
         cluster.nodes[number].resume()
