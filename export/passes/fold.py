@@ -55,36 +55,37 @@ def _affine(node: ir.Node | None) -> Affine | None:
     return a, shift - a * mean
 
 
+def _constant_product(node: ir.Node | None) -> tuple[ir.Value, NDArray[np.float32], NDArray[np.float32]] | None:
+    """x, W, b, where the node is x @ W + b with constants; b is zeros where it has none."""
+    found = None if node is None else linear(node)
+    if found is None:
+        return None
+    rows, weight, added = found
+    bias = np.zeros(weight.shape[1], np.float32) if added is None else floats(added)
+    return None if bias is None else (rows, weight, bias)
+
+
 def _fold_behind(graph: ir.Graph, node: ir.Node) -> bool:
     affine = _affine(node)
     product = producer(node.inputs[0], "Gemm", "MatMul") if affine else None
-    found = None if product is None else linear(product)
+    found = _constant_product(product)
     if affine is None or found is None or product is None or not used_once(product.outputs[0]):
         return False
-    rows, weight, added = found
-    bias = floats(added)
-    if added is not None and bias is None:
-        return False
+    rows, weight, bias = found
     a, c = affine
-    _replace_product(graph, node, rows, weight * a, c if bias is None else a * bias + c)
+    _replace_product(graph, node, rows, weight * a, a * bias + c)
     return True
 
 
 def _fold_before(graph: ir.Graph, node: ir.Node) -> bool:
-    found = linear(node)
+    found = _constant_product(node)
     norm = producer(found[0], "BatchNormalization") if found else None
     affine = _affine(norm)
     if found is None or norm is None or affine is None or norm.inputs[0] is None:
         return False
-    _, weight, added = found
-    bias = floats(added)
-    if added is not None and bias is None:
-        return False
+    _, weight, bias = found
     a, c = affine
-    constant_part = c @ weight.astype(np.float64)
-    _replace_product(
-        graph, node, norm.inputs[0], a[:, np.newaxis] * weight, constant_part if bias is None else constant_part + bias
-    )
+    _replace_product(graph, node, norm.inputs[0], a[:, np.newaxis] * weight, c @ weight.astype(np.float64) + bias)
     return True
 
 
